@@ -1,0 +1,1 @@
+"""Trains the embedded demo: a small adventurer, and the three classes that act in the same scenes."""

@@ -1,0 +1,18 @@
+"""Where adapters converted from pickles are kept: in lmoe's own cache folder, under the pickle's SHA-256."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmoe_cli import files
+
+
+def converted_folder(pickle: Path) -> Path:
+    """The folder that holds a pickled adapter as safetensors, whether or not it exists yet.
+
+    Args:
+        pickle: An ``adapter_model.bin``. It is hashed, not unpickled.
+    """
+    from platformdirs import user_cache_path
+
+    return user_cache_path("lmoe") / "converted" / files.sha256(pickle)

@@ -1,0 +1,118 @@
+"""All experts of a loadout on a device: what stands on each module of the base, and the gates they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lmoe_cli.bank.blended import Blended
+from lmoe_cli.bank.delta import Term
+from lmoe_cli.bank.embedding import BlendedEmbedding
+from lmoe_cli.bank.experts import BlendedExperts, SliceTerm
+from lmoe_cli.bank.gates import Gates
+from lmoe_cli.bank.linear import BlendedLinear, SharedInput
+from lmoe_cli.bank.load import open_terms
+from lmoe_cli.bank.tree import Location, Tree, compute_dtype, is_linear
+from lmoe_cli.bank.whole import BlendedModule
+from lmoe_cli.loadout.loadout import Loadout
+
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("query", "key", "value"))
+"""Sibling modules that read the same input. A wrong guess costs time, not exactness: the input is compared."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Blended modules to stand in for modules of the base."""
+
+    names: tuple[str, ...]
+    """The experts, in the order of the gates."""
+    gates: Gates
+    modules: Mapping[str, Blended]
+    """Name among ``model.named_modules()`` → what replaces it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of factors and vectors on the device."""
+        seen: dict[int, Tensor] = {}
+        for module in self.modules.values():
+            for tensor in module.buffers():
+                seen[id(tensor)] = tensor
+            if isinstance(module, BlendedLinear) and module.shared is not None:
+                seen[id(module.shared.a)] = module.shared.a
+        return sum(tensor.numel() * tensor.element_size() for tensor in seen.values())
+
+
+def build_bank(model: nn.Module, loadout: Loadout, dtype: torch.dtype) -> Bank:
+    """Read all experts of a loadout and make the modules that blend them on a loaded model.
+
+    Args:
+        model: The base, as loaded. Nothing in it is changed.
+        loadout: Its files are on this machine.
+        dtype: Of the factors on modules whose own weight is quantised.
+
+    Raises:
+        InvalidFileError: A weight of an expert is not finite.
+        LmoeError: The model class lacks a module that the checkpoint has.
+    """
+    tree = Tree(model)
+    gates = Gates(len(loadout.experts), next(model.parameters()).device, loadout.recipe.skip_below)
+    placed: dict[str, list[tuple[Location, Term]]] = {}
+    with open_terms(loadout) as terms:
+        for target, items in loadout.by_target.items():
+            place = tree.find(items[0][1])
+            found = terms.at(target, partial(tree.weight, place), partial(tree.bias, place))
+            placed.setdefault(place.module, []).extend((place, term) for term in found)
+    names = tuple(expert.name for expert in loadout.experts)
+    return Bank(names, gates, _modules(tree, {name: own for name, own in placed.items() if own}, gates, dtype))
+
+
+def _modules(
+    tree: Tree, terms: Mapping[str, list[tuple[Location, Term]]], gates: Gates, dtype: torch.dtype
+) -> dict[str, Blended]:
+    """What replaces each module, sharing the stacked A where siblings read the same input."""
+    made: dict[str, Blended] = {}
+    linear: dict[str, list[Term]] = {}
+    for name, placed in terms.items():
+        module = tree.modules[name]
+        own = [term for _, term in placed]
+        kind, device = compute_dtype(module, dtype), next(module.parameters()).device
+        if any(place.parameter for place, _ in placed):
+            slices = [
+                SliceTerm(place.parameter, place.index, place.rows, term)
+                for place, term in placed
+                if place.parameter is not None and place.index is not None
+            ]
+            kind = next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+            made[name] = BlendedExperts(module, slices, gates, kind, device)
+        elif isinstance(module, nn.Embedding):
+            made[name] = BlendedEmbedding(module, own, gates, kind, device)
+        elif is_linear(module):
+            linear[name] = own
+        else:
+            made[name] = BlendedModule(module, own, gates)
+    for group in _groups(linear):
+        first = tree.modules[group[0]]
+        kind, device = compute_dtype(first, dtype), next(first.parameters()).device
+        low = [name for name in group if any(term.delta.a is not None for term in linear[name])]
+        shared = SharedInput(gates, [linear[name] for name in low], kind, device) if low else None
+        for name in group:
+            member = low.index(name) if name in low else 0
+            made[name] = BlendedLinear(tree.modules[name], linear[name], gates, shared, member, kind, device)
+    return made
+
+
+def _groups(names: Iterable[str]) -> list[list[str]]:
+    """Names of modules, those that read the same input together."""
+    found: dict[tuple[str, int | str], list[str]] = {}
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        number = next((number for number, group in enumerate(GROUPS) if leaf in group), None)
+        found.setdefault((parent, leaf if number is None else number), []).append(name)
+    order = [leaf for group in GROUPS for leaf in group]
+    for group in found.values():
+        group.sort(key=lambda name: order.index(leaf) if (leaf := name.rpartition(".")[2]) in order else -1)
+    return list(found.values())

@@ -1,0 +1,114 @@
+"""The fused experts of a mixture-of-experts base, each of which adapters may change on its own.
+
+    h = act(W_gate x) * (W_up x),   y = sum_k p_k W_down h
+
+with every W of every chosen expert blended as in `linear`. The tokens of one expert are taken together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmoe_cli.bank.blended import Blended
+from lmoe_cli.bank.delta import Term
+from lmoe_cli.bank.gates import Gates
+
+
+@dataclass(frozen=True)
+class SliceTerm:
+    """One expert adapter's part in one slice of a fused tensor."""
+
+    parameter: str
+    """``gate_up_proj``, ``up_proj`` or ``down_proj``."""
+    index: int
+    """Which expert of the mixture."""
+    rows: tuple[int, int] | None
+    """Which outputs; all where None."""
+    term: Term
+
+
+class BlendedExperts(Blended):
+    """A module of fused experts with adapters on top.
+
+    Args:
+        base: The frozen module, with ``gate_up_proj`` (or ``up_proj``) and ``down_proj`` of three dimensions.
+        terms: What the adapters do to slices of them.
+        gates: Of the model.
+        dtype: Of the factors.
+        device: Of the module.
+    """
+
+    def __init__(
+        self, base: nn.Module, terms: Sequence[SliceTerm], gates: Gates, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(base, gates, (item.term.expert for item in terms))
+        self._low: dict[tuple[str, int], list[_Low]] = {}
+        for number, item in enumerate(terms):
+            delta = item.term.delta
+            assert delta.a is not None, "only low-rank deltas exist for fused experts"
+            assert delta.b is not None, "only low-rank deltas exist for fused experts"
+            self.register_buffer(f"a{number}", delta.a.to(device, dtype))
+            self.register_buffer(f"b{number}", delta.b.to(device, dtype))
+            low = _Low(item.term.expert, getattr(self, f"a{number}"), getattr(self, f"b{number}"), item.rows)
+            self._low.setdefault((item.parameter, item.index), []).append(low)
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Run the chosen experts.
+
+        Args:
+            hidden_states: Tokens, (N, D).
+            top_k_index: Experts chosen for each, (N, K), int64.
+            top_k_weights: Their weights, (N, K).
+
+        Returns:
+            (N, D).
+        """
+        if not self.is_active:
+            result: Tensor = self.base(hidden_states, top_k_index, top_k_weights)
+            return result
+        base: Any = self.base
+        gates = self.gates.values  # (rows, E)
+        if gates.shape[0] > 1:
+            gates = gates.repeat_interleave(hidden_states.shape[0] // gates.shape[0], dim=0)  # (N, E)
+        total = torch.zeros_like(hidden_states)
+        up = "gate_up_proj" if getattr(base, "has_gate", True) else "up_proj"
+        for index in torch.unique(top_k_index).tolist():
+            if index >= base.num_experts:  # the mark of a token sent elsewhere
+                continue
+            tokens, slot = (top_k_index == index).nonzero(as_tuple=True)
+            own = gates[tokens] if gates.shape[0] > 1 else gates
+            x = hidden_states[tokens]  # (n, D)
+            h = self._linear(up, index, x, own)
+            h = base._apply_gate(h) if up == "gate_up_proj" else base.act_fn(h)
+            y = self._linear("down_proj", index, h, own)
+            if getattr(base, "has_post_expert_norm", False):
+                y = base.post_expert_norm(y)
+            total.index_add_(0, tokens, (y * top_k_weights[tokens, slot, None]).to(total.dtype))
+        return total
+
+    def _linear(self, parameter: str, index: int, x: Tensor, gates: Tensor) -> Tensor:
+        base: Any = self.base
+        weight: Tensor = getattr(base, parameter)[index]
+        y = x @ weight if getattr(base, "is_transposed", False) else x @ weight.T  # (n, d_out)
+        if getattr(base, "has_bias", False):
+            y = y + getattr(base, f"{parameter}_bias")[index]
+        for low in self._low.get((parameter, index), []):
+            added = (x @ low.a.T * gates[:, low.expert, None].to(x.dtype)) @ low.b.T
+            start, stop = low.rows or (0, y.shape[1])
+            y[:, start:stop] += added
+        return y
+
+
+@dataclass(frozen=True)
+class _Low:
+    expert: int
+    a: Tensor
+    """(R, d_in)."""
+    b: Tensor
+    """(d_out, R)."""
+    rows: tuple[int, int] | None

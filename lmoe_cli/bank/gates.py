@@ -1,0 +1,106 @@
+"""The numbers that say how strongly each expert acts, shared by all blended modules of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Gates:
+    """One small tensor of gates, and what modules derive from it, computed once per change.
+
+    Args:
+        count: E, number of experts.
+        device: Where the blended modules are.
+        skip_below: Experts whose gates are all smaller than this are skipped.
+    """
+
+    def __init__(self, count: int, device: torch.device | str = "cpu", skip_below: float = 0.0) -> None:
+        self.values = torch.zeros(1, count, device=device)
+        """g, (rows, E), float32; one row for the whole batch, or one for each of its rows."""
+        self.skip_below = skip_below
+        self._active: frozenset[int] = frozenset()
+        self._derived: dict[Hashable, Tensor] = {}
+
+    def set(self, values: Tensor | Sequence[Sequence[float]] | Sequence[float]) -> None:
+        """Change the gates; the next forward uses them.
+
+        Args:
+            values: (E,), or (rows, E) where rows of a batch carry different blends.
+
+        Raises:
+            ValueError: Not a finite number per expert.
+        """
+        new = torch.as_tensor(values, dtype=torch.float32)
+        new = new[None] if new.dim() == 1 else new
+        if new.dim() != 2 or new.shape[1] != self.values.shape[1] or not torch.isfinite(new).all():
+            raise ValueError(f"gates must be {self.values.shape[1]} finite numbers per row, got {values!r}")
+        strength = new.abs().amax(dim=0)  # (E,)
+        self._active = frozenset((strength > self.skip_below).nonzero().flatten().tolist())
+        self.values = torch.where(new.abs() > self.skip_below, new, 0.0).to(self.values.device)
+        self._derived.clear()
+
+    @property
+    def rows(self) -> int:
+        return self.values.shape[0]
+
+    def is_active(self, experts: frozenset[int]) -> bool:
+        """Whether any of these experts has a gate that counts."""
+        return not self._active.isdisjoint(experts)
+
+    def coefficients(self, layout: Hashable, owner: Tensor, dtype: torch.dtype) -> Tensor:
+        """The gate of the expert that owns each row of a stacked A.
+
+        Args:
+            layout: Equal for stacks whose rows belong to the same experts in the same order.
+            owner: Expert of each row, (R,), int64.
+            dtype: Of the result.
+
+        Returns:
+            (rows, R).
+        """
+        return self.derived((layout, dtype), lambda: self.values[:, owner].to(dtype))
+
+    def combine(self, key: Hashable, experts: Tensor, vectors: Tensor) -> Tensor:
+        """The gated sum of one vector per expert.
+
+        Args:
+            key: Unique to these vectors.
+            experts: Whose they are, (K,), int64.
+            vectors: (K, n), float32.
+
+        Returns:
+            (rows, n), float32.
+        """
+        return self.derived(key, lambda: self.values[:, experts] @ vectors)
+
+    def derived(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """Something computed from the gates, kept until they change."""
+        found = self._derived.get(key)
+        if found is None:
+            found = self._derived[key] = make()
+        return found
+
+    def spread(self, values: Tensor, x: Tensor) -> Tensor:
+        """Give each row of a batch its own values.
+
+        Args:
+            values: (rows, n).
+            x: What they will be multiplied with or added to: (batch, ..., n), or flattened to (batch x tokens, n).
+
+        Returns:
+            A tensor that broadcasts against ``x``.
+
+        Raises:
+            ValueError: The batch has neither as many rows as the gates, nor a multiple once flattened.
+        """
+        if values.shape[0] == 1:
+            return values[0]
+        rows, batch = values.shape[0], x.shape[0]
+        if batch == rows:
+            return values.view(rows, *[1] * (x.dim() - 2), values.shape[1])
+        if batch % rows == 0:
+            return values.repeat_interleave(batch // rows, dim=0).view(batch, *[1] * (x.dim() - 2), values.shape[1])
+        raise ValueError(f"a batch of {batch} rows cannot carry {rows} rows of gates")

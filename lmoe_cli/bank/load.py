@@ -1,0 +1,133 @@
+"""Read experts' weights and turn them into deltas, one matrix of the base at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lmoe_cli.bank.delta import Delta, Term
+from lmoe_cli.bank.variants.ia3 import ia3_delta
+from lmoe_cli.bank.variants.loha import loha_delta
+from lmoe_cli.bank.variants.lokr import lokr_delta
+from lmoe_cli.bank.variants.lora import embedding_delta, lora_delta
+from lmoe_cli.bank.variants.saved import saved_delta
+from lmoe_cli.bank.variants.source import Contents
+from lmoe_cli.bank.variants.vera import vera_delta
+from lmoe_cli.checkpoint.index import Stored
+from lmoe_cli.checkpoint.reader import TensorReader
+from lmoe_cli.errors import InvalidFileError
+from lmoe_cli.loadout.layout import Assignment, Target
+from lmoe_cli.loadout.loadout import Expert, Loadout
+from lmoe_cli.loadout.recipe import Take
+
+VARIANTS: dict[str, Callable[[Contents], Delta]] = {
+    "lora": lora_delta,
+    "embedding": embedding_delta,
+    "ia3": ia3_delta,
+    "loha": loha_delta,
+    "lokr": lokr_delta,
+    "vera": vera_delta,
+    "saved": saved_delta,
+}
+"""Kind of part → what makes its delta. See `adapter.contents.MARKERS`."""
+
+
+class ExpertWeights:
+    """An expert's weights, open for reading. Use `open_expert`."""
+
+    def __init__(self, expert: Expert, reader: TensorReader) -> None:
+        self.expert = expert
+        self._reader = reader
+
+    def delta(self, item: Assignment, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> Delta:
+        """What this expert does to one matrix, its own scaling folded in, its weight not.
+
+        Args:
+            item: Which part, on which matrix.
+            weight: Gives W, (d_out, d_in), float32. Called only where the variant needs it.
+            bias: Gives the base's bias, (d_out,), float32.
+
+        Raises:
+            InvalidFileError: A weight is not finite.
+        """
+        contents = Contents(
+            read=lambda role: self._role(item, role),
+            has=lambda role: role in item.part.tensors,
+            scaling=item.part.scaling,
+            d_in=item.target.d_in,
+            weight=weight,
+            bias=bias,
+            transposed=item.target.transposed,
+        )
+        return VARIANTS[item.part.kind](contents)
+
+    def _role(self, item: Assignment, role: str) -> Tensor:
+        shared = self.expert.adapter.shared
+        tensor = self._read(item.part.tensors[role] if role in item.part.tensors else shared[role])
+        if item.part.experts > 1:
+            rank, number = item.part.rank, item.expert
+            if role == "lora_A":  # (experts x r, d_in): the rank runs fastest
+                tensor = tensor[number * rank : (number + 1) * rank]
+            elif role == "lora_B":  # (d_out, r x experts): the expert runs fastest
+                tensor = tensor.view(tensor.shape[0], rank, -1)[:, :, number]
+        if item.rows and role == "lora_B":
+            tensor = tensor[slice(*item.rows)]
+        return tensor
+
+    def _read(self, stored: Stored) -> Tensor:
+        tensor = self._reader.tensor(stored.name).to(torch.float32)
+        if not torch.isfinite(tensor).all():
+            where = f"{self.expert.name}: {stored.name}"
+            hint = "the adapter diverged in training or was damaged"
+            raise InvalidFileError("weights-not-finite", f"{where} holds NaN or infinity", hint=hint, where=where)
+        return tensor
+
+
+class Terms:
+    """Reads what all experts of a loadout do, one matrix of the base at a time. Use `open_terms`."""
+
+    def __init__(self, loadout: Loadout, weights: Sequence[ExpertWeights]) -> None:
+        self._loadout = loadout
+        self._weights = weights
+
+    def at(self, target: Target, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> list[Term]:
+        """The parts of all experts in one matrix, with the recipe's rules for it folded in, but not their weights.
+
+        Args:
+            target: The matrix.
+            weight: Gives W, (d_out, d_in), float32. Called only where a variant needs it.
+            bias: Gives the base's bias, (d_out,), float32.
+
+        Raises:
+            InvalidFileError: A weight of an expert is not finite.
+        """
+        policy = self._loadout.recipe.modules_to_save
+        found: list[Term] = []
+        for number, item in self._loadout.by_target[target]:
+            expert = self._loadout.experts[number]
+            if item.part.kind == "saved" and isinstance(policy, Take) and policy.take != expert.name:
+                continue
+            delta = self._weights[number].delta(item, weight, bias)
+            factor = expert.profile_at(item.part.module)
+            rest = replace(delta, saved=None).scaled(factor)
+            found.append(Term(number, replace(rest, saved=delta.saved), factor))
+        return found
+
+
+@contextmanager
+def open_terms(loadout: Loadout) -> Iterator[Terms]:
+    """Open the weights of all experts for the length of a block."""
+    with ExitStack() as stack:
+        yield Terms(loadout, [stack.enter_context(open_expert(expert)) for expert in loadout.experts])
+
+
+@contextmanager
+def open_expert(expert: Expert) -> Iterator[ExpertWeights]:
+    """Open an expert's weight files for the length of a block."""
+    adapter = expert.adapter
+    with TensorReader(adapter.stored, adapter.weights.require) as reader:
+        yield ExpertWeights(expert, reader)

@@ -1,0 +1,122 @@
+"""The modules of a loaded model: found by the names that adapters and checkpoints use, and their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lmoe_cli.errors import LmoeError
+from lmoe_cli.loadout.layout import DOWN, HALVES, ONE_EXPERT, Assignment, module_key
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where in a loaded model an assignment acts."""
+
+    module: str
+    """Name among ``model.named_modules()``."""
+    parameter: str | None = None
+    """Of a module with fused experts."""
+    index: int | None = None
+    """Which expert of the mixture."""
+    rows: tuple[int, int] | None = None
+    """Which outputs of that slice."""
+
+
+class Tree:
+    """The modules of a loaded model by name, with or without the wrappers in front.
+
+    Args:
+        model: A causal language model of transformers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        self._by_key: dict[str, list[str]] = {}
+        for name in self.modules:
+            self._by_key.setdefault(module_key(name), []).append(name)
+
+    def find(self, item: Assignment) -> Location:
+        """Find where an assignment acts.
+
+        Raises:
+            LmoeError: The model class has no such module, though the checkpoint has its tensor.
+        """
+        for name in (item.part.module, item.target.module):
+            if (found := self._module(name)) is not None:
+                return Location(found)
+        match = ONE_EXPERT.match(item.target.module)
+        experts = self._module(match["parent"]) if match else None
+        if match and experts is not None:
+            leaf, index = match["leaf"], int(match["number"])
+            if leaf in HALVES:
+                parameter = "gate_up_proj"
+                half, middle = HALVES[leaf], item.target.d_out
+                return Location(experts, parameter, index, (half * middle, (half + 1) * middle))
+            return Location(experts, "down_proj" if leaf in DOWN else leaf, index)
+        message = f"the model class has no module {item.part.module}"
+        hint = "this version of transformers may call it differently"
+        raise LmoeError("module-unknown", message, hint=hint, where=item.part.module)
+
+    def stored(self, place: Location) -> Tensor:
+        """The parameter, or slice of one, at a place, as the module keeps it: a view into the model."""
+        module = self.modules[place.module]
+        parameter: Tensor = getattr(module, place.parameter or "weight")
+        if place.index is None:
+            return parameter.detach()
+        matrix = parameter.detach()[place.index]
+        if place.rows is None:
+            return matrix
+        return matrix[:, slice(*place.rows)] if self.is_transposed(place) else matrix[slice(*place.rows)]
+
+    def is_transposed(self, place: Location) -> bool:
+        """Whether the parameter at a place is kept as (d_in, d_out)."""
+        module = self.modules[place.module]
+        return bool(getattr(module, "is_transposed", False)) if place.parameter else is_transposed(module)
+
+    def weight(self, place: Location) -> Tensor:
+        """The matrix W at a place, (d_out, d_in), float32, on the CPU; of a quantised module what it stands for."""
+        stored = self.stored(place)
+        if not stored.is_floating_point():
+            stored = _dequantized(self.modules[place.module])
+        matrix = stored.to("cpu", torch.float32)
+        return matrix.T if self.is_transposed(place) and matrix.dim() == 2 else matrix
+
+    def bias(self, place: Location) -> Tensor | None:
+        """The bias at a place, (d_out,), float32, on the CPU."""
+        bias = getattr(self.modules[place.module], "bias", None)
+        return bias.detach().to("cpu", torch.float32) if isinstance(bias, Tensor) and not place.parameter else None
+
+    def _module(self, name: str) -> str | None:
+        if name in self.modules:
+            return name
+        found = self._by_key.get(module_key(name), [])
+        return found[0] if len(found) == 1 else None
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module keeps its weight as (d_in, d_out)."""
+    return type(module).__name__ == "Conv1D" or isinstance(module, nn.Embedding)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module computes W x + b: a linear layer, a quantised one, or GPT-2's Conv1D."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _dequantized(module: nn.Module) -> Tensor:
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    state = getattr(module, "state", None)
+    dense: Tensor = dequantize_bnb_weight(module.weight, state=state)
+    return dense
+
+
+def compute_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    """The dtype a module computes in; ``default`` where its weight is quantised."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_floating_point():
+        return weight.dtype
+    return default

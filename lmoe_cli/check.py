@@ -1,0 +1,288 @@
+"""Do the parts of a loadout fit together? What names, headers and configs can tell, before a weight is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from lmoe_cli.adapter.summary import quantization_in_name
+from lmoe_cli.findings import Finding, RefusedError, errors, finding
+from lmoe_cli.loadout.identity import Match, canonical, compare, same
+from lmoe_cli.loadout.layout import Assignment
+from lmoe_cli.loadout.loadout import Expert, Loadout
+from lmoe_cli.loadout.profile import matches, weight_at
+
+EXTREME_SCALING = 64.0
+"""Alpha/rank beyond which an adapter is more often broken than strong; real ones lie between 0.25 and 32."""
+CONTEXT_TOKENS = 4096
+MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two experts side by side."""
+
+    first: str
+    second: str
+    shared: int
+    """Modules that both change."""
+    overlap: float
+    """Share of the modules of the smaller one that both change, 0 to 1."""
+    same_base: bool
+    """Whether they name the same base."""
+    same_rank: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found out."""
+
+    findings: tuple[Finding, ...]
+    pairs: tuple[Pair, ...]
+    memory: dict[str, int]
+    """Bytes: ``base``, ``experts``, ``cache_per_token`` and ``total`` for a conversation of 4096 tokens."""
+
+    @property
+    def ok(self) -> bool:
+        return not errors(self.findings)
+
+
+def check(loadout: Loadout, *, trust_remote_code: bool = False) -> Report:
+    """Find everything that would stop a loadout from running, or make it something else than its author thinks.
+
+    Args:
+        loadout: What to look at. No tensor is read.
+        trust_remote_code: The user lets the base's own code run.
+    """
+    found = [*_about_base(loadout, trust_remote_code=trust_remote_code)]
+    for expert in loadout.experts:
+        found += expert.adapter.findings
+        if expert.adapter.parts:
+            found += _about_expert(loadout, expert)
+    found += _about_saved(loadout)
+    memory = _memory(loadout)
+    found += _about_memory(loadout, memory)
+    order = {"error": 0, "warning": 1, "note": 2}
+    found.sort(key=lambda item: order[item.severity])
+    return Report(tuple(found), tuple(_pairs(loadout)), memory)
+
+
+def require(loadout: Loadout, *, trust_remote_code: bool = False) -> Report:
+    """Check a loadout and stop where it does not fit.
+
+    Raises:
+        RefusedError: With every finding. Exit code 1.
+    """
+    report = check(loadout, trust_remote_code=trust_remote_code)
+    if not report.ok:
+        raise RefusedError(f"{loadout.origin}: the parts do not fit", report.findings)
+    return report
+
+
+def _about_base(loadout: Loadout, *, trust_remote_code: bool) -> Iterator[Finding]:
+    base = loadout.base
+    if base.remote_code and not trust_remote_code:
+        hint = "read that code, then --trust-remote-code"
+        yield finding("remote-code", base.ref, f"{base.ref}: its config asks to run code of its repository", hint)
+    if base.quantization:
+        message = f"{base.ref}: stored quantised ({base.quantization}); it runs, but cannot be folded or baked"
+        yield finding("base-quantized", base.ref, message)
+    if not base.has_tokenizer:
+        yield finding("tokenizer-missing", base.ref, f"{base.ref}: no tokenizer, so it cannot chat")
+    elif base.chat_template is None:
+        yield finding("template-missing", base.ref, f"{base.ref}: no chat template; text is continued as it is")
+
+
+def _about_expert(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
+    yield from _placement(loadout, expert)
+    yield from _identity(loadout, expert)
+    yield from _weights(loadout, expert)
+    yield from _tokenizer(loadout, expert)
+    steep = max((part for part in expert.adapter.parts.values()), key=lambda part: abs(part.scaling))
+    if abs(steep.scaling) > EXTREME_SCALING:
+        message = f"{expert.name}: scaling {steep.scaling:g} at {steep.module}"
+        yield finding("scaling-extreme", expert.name, message, "is alpha right? turn its weight down if not")
+
+
+def _placement(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
+    """Every module of the adapter must exist in the base, with the shapes it was trained on."""
+    placed, homeless = loadout.assignments[expert.name]
+    if homeless:
+        of = f"{len(homeless)} of {len(expert.adapter.parts)} modules"
+        names = _named(part.module for part in homeless)
+        message = f"{expert.name}: {of} do not exist in {loadout.base.ref}: {names}"
+        hint = f"it names {expert.adapter.config.base} as its base" if expert.adapter.config else ""
+        yield finding("module-missing", expert.name, message, hint)
+    misfits = [reason for item in placed if (reason := _misfit(item))]
+    if misfits:
+        resized = [item for item in placed if _is_resized(loadout, item)]
+        code = "vocabulary-resized" if len(resized) == len(misfits) else "shape-mismatch"
+        hint = "resize the base first, or leave this adapter out" if resized else "it was trained on another base"
+        yield finding(code, expert.name, f"{expert.name}: {len(misfits)} shapes do not fit: {_named(misfits)}", hint)
+    for item in placed:
+        if item.part.rank > min(item.target.d_out, item.target.d_in):
+            message = f"{expert.name}: rank {item.part.rank} is more than {item.part.module} can have"
+            yield finding("rank-excessive", expert.name, message)
+            break
+
+
+def _misfit(item: Assignment) -> str | None:
+    """How the tensors of a part contradict the shape of its target."""
+    part, target = item.part, item.target
+    if target.packed:
+        return None
+    due = (target.d_out, target.d_in)
+    shape = part.shape
+    if shape and item.rows:
+        shape = (item.rows[1] - item.rows[0], shape[1])
+    if shape and shape != due:
+        return f"{part.module} {shape} on {due}"
+    for role, tensor in part.tensors.items():
+        if (reason := _role_misfit(role, tensor.info.shape, item)) is not None:
+            return f"{part.module} {reason}"
+    return None
+
+
+def _role_misfit(role: str, shape: tuple[int, ...], item: Assignment) -> str | None:
+    d_out, d_in = item.target.d_out, item.target.d_in
+    elements = 1
+    for side in shape:
+        elements *= side
+    stored = (d_in, d_out) if item.target.transposed else (d_out, d_in)
+    match role:
+        case "ia3":
+            fits = shape in ((d_out, 1), (1, d_in))
+        case "saved_weight":
+            fits = shape == (stored if len(shape) > 1 else (d_out,))
+        case "saved_bias" | "vera_lambda_b":
+            fits = elements == d_out
+        case _:
+            return None
+    return None if fits else f"{role} {shape} on {(d_out, d_in)}"
+
+
+def _is_resized(loadout: Loadout, item: Assignment) -> bool:
+    """Whether the misfit is one of vocabulary: a saved embedding or head with another number of rows."""
+    saved = item.part.tensors.get("saved_weight")
+    vocabulary = loadout.base.vocab_size
+    return bool(_misfit(item) and saved and vocabulary and len(saved.info.shape) == 2) and (
+        vocabulary in (item.target.d_out, item.target.d_in) and saved is not None and saved.info.shape[0] != vocabulary
+    )
+
+
+def _identity(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
+    config = expert.adapter.config
+    claim = config.base if config else None
+    verdict = compare(claim, loadout.base)
+    name = expert.name
+    if verdict is Match.OTHER and claim:
+        if any(same(canonical(accepted), canonical(claim)) for accepted in expert.entry.accept_base):
+            yield finding("base-accepted", name, f"{name}: trained on {claim}, accepted by the recipe")
+        else:
+            message = f"{name}: trained on {claim}, not on {loadout.base.ref}"
+            hint = f"use that base, or accept it by name: accept_base: [{claim}]"
+            yield finding("base-mismatch", name, message, hint)
+    elif verdict is Match.UNKNOWN:
+        said = f"names {claim} as its base" if claim else "does not name its base"
+        yield finding("base-unconfirmed", name, f"{name}: {said}; only the shapes speak for {loadout.base.ref}")
+    if (mark := quantization_in_name(claim)) and verdict is Match.SAME and loadout.base.quantization is None:
+        message = f"{name}: trained on a base quantised as {mark}; on full weights it is slightly another function"
+        yield finding("base-was-quantized", name, message)
+
+
+def _weights(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
+    if isinstance(expert.entry.weight, float | int):
+        return
+    placed, _ = loadout.assignments[expert.name]
+    modules = [item.part.module for item in placed]
+    for rule in expert.entry.weight:
+        if not any(matches(rule.match, module) for module in modules):
+            message = f"{expert.name}: the weight rule '{rule.match}' matches none of its {len(modules)} modules"
+            yield finding("weight-unmatched", expert.name, message, f"its modules look like {_named(modules[:1])}")
+    left = [module for module in modules if not any(matches(rule.match, module) for rule in expert.entry.weight)]
+    if left:
+        message = f"{expert.name}: no weight rule matches {len(left)} modules, which keep weight 1: {_named(left)}"
+        yield finding("weight-default", expert.name, message, 'end the list with {match: "*", value: …}')
+    if all(weight_at(expert.entry.weight, module) == 0 for module in modules):
+        yield finding("weight-zero", expert.name, f"{expert.name}: its rules give every module weight 0")
+
+
+def _tokenizer(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
+    """A tokenizer or template that the adapter brings along is not used; say so where it differs."""
+    source, base = expert.adapter.source, loadout.base
+    name = "tokenizer.json"
+    if source.has(name) and base.source.has(name) and source.sizes[name] != base.source.sizes[name]:
+        message = f"{expert.name}: brings a tokenizer of its own that differs from the base's and is not used"
+        yield finding("tokenizer-differs", expert.name, message, "were tokens added? then the base must be resized")
+    if source.has("chat_template.jinja") and base.chat_template is not None:
+        template = source.read("chat_template.jinja", 1 << 20).decode("utf-8", "replace")
+        if template.strip() != base.chat_template.strip():
+            message = f"{expert.name}: was trained with another chat template, which is not used"
+            yield finding("template-differs", expert.name, message)
+
+
+def _about_saved(loadout: Loadout) -> Iterator[Finding]:
+    """Whole modules that experts bring: refused where several bring the same one and the recipe does not say how."""
+    owners: dict[str, list[str]] = {}
+    for expert in loadout.experts:
+        for item in loadout.assignments[expert.name][0]:
+            if "saved_weight" in item.part.tensors and item.part.kind == "saved":
+                owners.setdefault(item.target.module, []).append(expert.name)
+    policy = loadout.recipe.modules_to_save
+    for module, names in owners.items():
+        if len(names) > 1 and policy == "refuse":
+            message = f"{', '.join(names)} each bring a whole {module} of their own"
+            hint = f"say 'modules_to_save: blend' or 'modules_to_save: {{take: {names[0]}}}' in the recipe"
+            yield finding("saved-conflict", module, message, hint)
+
+
+def _memory(loadout: Loadout) -> dict[str, int]:
+    config = loadout.base.text_config
+
+    def number(*names: str, default: int = 0) -> int:
+        return next((value for name in names if isinstance(value := config.get(name), int)), default)
+
+    heads = number("num_attention_heads", "n_head", default=1)
+    width = number("head_dim") or number("hidden_size", "n_embd") // max(heads, 1)
+    keys = number("num_key_value_heads", default=heads)
+    item = 4 if loadout.base.dtype == "float32" else 2
+    per_token = 2 * number("num_hidden_layers", "n_layer") * keys * width * item
+    base, experts = loadout.base.size, sum(expert.adapter.size for expert in loadout.experts)
+    total = base + experts + per_token * CONTEXT_TOKENS
+    return {"base": base, "experts": experts, "cache_per_token": per_token, "total": total}
+
+
+def _about_memory(loadout: Loadout, memory: dict[str, int]) -> Iterator[Finding]:
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not tell
+        return
+    if memory["total"] > installed:
+        message = f"needs about {memory['total'] / 1e9:.1f} GB, this machine has {installed / 1e9:.1f} GB"
+        yield finding("memory-short", loadout.origin, message, "use a GPU with enough memory, or --quantize nf4")
+
+
+def _pairs(loadout: Loadout) -> Iterator[Pair]:
+    for first, second in combinations(loadout.experts, 2):
+        here, there = first.adapter.parts, second.adapter.parts
+        shared = here.keys() & there.keys()
+        smaller = min(len(here), len(there))
+        claims = [canonical(item.adapter.config.base or "") if item.adapter.config else "" for item in (first, second)]
+        yield Pair(
+            first.name,
+            second.name,
+            len(shared),
+            len(shared) / smaller if smaller else 0.0,
+            bool(claims[0]) and same(*claims),
+            all(here[name].rank == there[name].rank for name in shared),
+        )
+
+
+def _named(names: Any) -> str:
+    """The first few of many names."""
+    found = list(dict.fromkeys(str(name) for name in names))
+    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+    return ", ".join(found[:MAX_NAMED]) + more

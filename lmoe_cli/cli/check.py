@@ -1,0 +1,102 @@
+"""`lmoe check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lmoe_cli.cli import params
+from lmoe_cli.cli.output import Output, show_finding, size
+from lmoe_cli.findings import Finding, RefusedError, errors
+
+
+@click.command()
+@click.argument("recipes", nargs=-1, type=click.Path(path_type=Path), metavar="RECIPE…")
+@params.blend
+@params.token
+@params.trust_remote_code
+@click.option("--github", is_flag=True, help="Print findings as annotations of a GitHub workflow.")
+@params.output
+def check(
+    recipes: tuple[Path, ...],
+    blend: params.Blend,
+    token: str | None,
+    trust_remote_code: bool,
+    github: bool,
+    out: Output,
+) -> None:
+    """Check that the parts of recipes fit together.
+
+    Reads names, configs and headers only, before anything is downloaded or loaded. Exits with 1 when a finding is an
+    error, and with the code of the first recipe that cannot be read otherwise.
+    """
+    from lmoe_cli.check import Report
+    from lmoe_cli.check import check as check_loadout
+    from lmoe_cli.loadout.loadout import resolve
+
+    told: list[Finding] = []
+    data: list[dict[str, Any]] = []
+    codes: list[int] = []
+    for request in params.requests(recipes, blend):
+        try:
+            recipe = request.recipe()
+            found = resolve(recipe, request.origin, beside=request.beside, token=token)
+            report = check_loadout(found, trust_remote_code=trust_remote_code)
+            findings, code = report.findings, 0 if report.ok else 1
+        except RefusedError as error:
+            report, findings, code = Report((), (), {}), error.findings, error.exit_code
+        data.append(_facts(request.origin, report, ok=code == 0))
+        told += findings
+        codes.append(code)
+        _show(out, request.origin, report, findings, github=github)
+    failed = [code for code in codes if code]
+    out.finish({"recipes": data}, told, ok=not failed)
+    if failed:
+        raise click.exceptions.Exit(failed[0])
+
+
+def _facts(origin: str, report: Any, *, ok: bool) -> dict[str, Any]:
+    return {
+        "recipe": origin,
+        "ok": ok,
+        "memory": report.memory,
+        "pairs": [vars(pair) for pair in report.pairs],
+    }
+
+
+def _show(out: Output, origin: str, report: Any, findings: tuple[Finding, ...], *, github: bool) -> None:
+    if github:
+        for item in findings:
+            click.echo(annotation(origin, item), err=out.as_json)
+    if out.as_json:
+        return
+    for item in findings:
+        if not github and (item.severity != "note" or out.verbose or not out.quiet):
+            show_finding(item)
+    if report.pairs and not out.quiet:
+        rows = [
+            (f"{pair.first} + {pair.second}", pair.shared, f"{pair.overlap:.0%}", pair.same_base, pair.same_rank)
+            for pair in report.pairs
+        ]
+        out.table("", ("pair", "shared modules", "overlap", "same base", "same ranks"), rows)
+    if report.memory and not out.quiet:
+        memory = report.memory
+        click.echo(
+            f"{origin}: {size(memory['base'])} base + {size(memory['experts'])} experts, "
+            f"{size(memory['total'])} with a conversation of 4096 tokens"
+        )
+    count = len(errors(findings))
+    verdict = f"{count} error{'s' if count != 1 else ''}" if count else "the parts fit"
+    click.echo(f"{origin}: {verdict}")
+
+
+def annotation(origin: str, item: Finding) -> str:
+    """A finding as a GitHub workflow command, at its line where it has one."""
+    kind = {"error": "error", "warning": "warning", "note": "notice"}[item.severity]
+    file, _, rest = item.where.partition(":") if item.where.startswith(origin + ":") else (origin, "", "1:1")
+    line, _, column = rest.partition(":")
+    text = f"{item.message} {item.hint}".strip()
+    escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return f"::{kind} file={file},line={line or 1},col={column or 1},title={item.code}::{escaped}"

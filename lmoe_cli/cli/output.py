@@ -1,0 +1,159 @@
+"""The one sink for what lmoe says: data on stdout, talk on stderr, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lmoe_cli.errors import LmoeError
+from lmoe_cli.findings import Finding, RefusedError, from_error
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+@dataclass
+class Output:
+    """How a command talks."""
+
+    command: str
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    _stdout: Console | None = field(default=None, init=False)
+
+    def say(self, text: str) -> None:
+        """Tell a person how it goes; never part of the result."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def warn(self, findings: Iterable[Finding]) -> None:
+        """Tell warnings, and notes where more was asked for, of a command that goes on."""
+        if self.as_json or self.quiet:
+            return
+        for item in findings:
+            if item.severity != "note" or self.verbose:
+                show_finding(item)
+
+    def show(self, *rendered: RenderableType) -> None:
+        """Print part of the result for a person to read."""
+        if not self.as_json:
+            for item in rendered:
+                self.console.print(item)
+
+    @property
+    def console(self) -> Console:
+        """A rich console on stdout."""
+        if self._stdout is None:
+            from rich.console import Console
+
+            width = None if sys.stdout.isatty() else 120
+            self._stdout = Console(highlight=False, soft_wrap=False, width=width)
+        return self._stdout
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Print rows under headings."""
+        if self.as_json:
+            return
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*[_cell(value) for value in row])
+        self.console.print(table)
+
+    def facts(self, title: str, pairs: Iterable[tuple[str, Any]]) -> None:
+        """Print names and values, one pair a line."""
+        if self.as_json:
+            return
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        for name, value in pairs:
+            table.add_row(name, _cell(value))
+        self.console.print(f"[bold]{_escape(title)}[/]")
+        self.console.print(table)
+
+    def finish(self, data: Any, findings: Sequence[Finding] = (), *, ok: bool = True) -> None:
+        """Print the JSON document, where one was asked for."""
+        if self.as_json:
+            print_document(self.command, data, findings, ok=ok)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "[dim]–[/]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return _escape(", ".join(str(item) for item in value)) or "[dim]–[/]"
+    return _escape(str(value))
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def print_document(command: str, data: Any, findings: Sequence[Finding], *, ok: bool) -> None:
+    """Print the envelope of ``--json``."""
+    document = {
+        "schema": f"lmoe.{command}/1",
+        "ok": ok,
+        "data": data,
+        "findings": [item.as_dict() for item in findings],
+    }
+    click.echo(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def show_finding(item: Finding) -> None:
+    """Print a finding to stderr: severity and code, where and what, and what to do."""
+    colour = not os.environ.get("NO_COLOR") and sys.stderr.isatty()
+    label = click.style(f"{item.severity}[{item.code}]", fg=COLOURS[item.severity], bold=True) if colour else None
+    click.echo(f"{label or f'{item.severity}[{item.code}]'}: {item.message}", err=True, color=colour)
+    if item.hint:
+        click.echo(f"  hint: {item.hint}", err=True)
+
+
+def show_error(error: LmoeError, *, command: str, as_json: bool) -> None:
+    """Print an error, and every finding that led to it."""
+    findings = error.findings if isinstance(error, RefusedError) else (from_error(error),)
+    if as_json:
+        print_document(command, None, findings, ok=False)
+        return
+    for item in findings:
+        show_finding(item)
+    if isinstance(error, RefusedError):
+        click.echo(str(error), err=True)
+
+
+def size(amount: float) -> str:
+    """Bytes for a person: ``"1.2 MB"``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def count(amount: float) -> str:
+    """A large number for a person: ``"3.2 M"``."""
+    for unit in ("", " k", " M"):
+        if amount < 1000:
+            return f"{amount:.0f}" if not unit else f"{amount:.1f}{unit}"
+        amount /= 1000
+    return f"{amount:.1f} B"

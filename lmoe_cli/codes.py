@@ -1,0 +1,165 @@
+"""Every code an error or a finding can carry, with its severity, its meaning and what to do about it.
+
+The page on findings is made from this table. Codes are stable: scripts may rely on them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Severity = Literal["error", "warning", "note"]
+
+
+class Code(NamedTuple):
+    """What a code stands for."""
+
+    severity: Severity
+    meaning: str
+    remedy: str
+
+
+def _error(meaning: str, remedy: str) -> Code:
+    return Code("error", meaning, remedy)
+
+
+def _warning(meaning: str, remedy: str) -> Code:
+    return Code("warning", meaning, remedy)
+
+
+def _note(meaning: str, remedy: str = "Nothing to do.") -> Code:
+    return Code("note", meaning, remedy)
+
+
+AGAIN = "Download or save it again."
+AUTHOR = "Ask its author for a sound version."
+
+FILES = {
+    "not-found": _error("A file that was named is not there.", "Check the spelling and the folder."),
+    "not-a-file": _error("A folder, device or socket stands where a file is due.", "Name a file."),
+    "not-a-folder": _error("A file was named where a folder is due.", "Name the folder it is in."),
+    "unreadable": _error("There is no permission to read it.", "Change its permissions."),
+    "not-writable": _error("There is no permission to write there.", "Choose another place."),
+    "bad-path": _error("The operating system refuses the path.", "Choose another name."),
+    "path-outside": _error(
+        "A file name or a link leads out of its folder. Followed, it would read what nobody named.",
+        "Copy the file into the folder.",
+    ),
+    "file-too-large": _error("A config is larger than any honest one.", AUTHOR),
+    "too-many-files": _error("The folder holds more files than an adapter or model can.", "Name its own folder."),
+    "output-exists": _error("What should be written exists.", "Choose another name, or replace it with `--force`."),
+    "output-not-ours": _error(
+        "`--force` would replace a folder that holds neither a model nor an adapter.", "Choose another `--out`."
+    ),
+    "disk-full": _error("There is no room. Nothing half-written is left.", "Free some space."),
+    "out-of-memory": _error("There is not enough memory.", "Use a smaller base, `--quantize`, or another machine."),
+    "json-invalid": _error("Not JSON, a key twice, nested too deep, or a number that is none.", AGAIN),
+    "lfs-pointer": _error("A Git LFS pointer stands where the file should be.", "Run `git lfs pull` there."),
+    "header-truncated": _error("The safetensors file ends too early.", AGAIN),
+    "header-too-large": _error("The header is longer than any honest one, or this is no safetensors file.", AGAIN),
+    "header-invalid": _error("The header names impossible dtypes, shapes or places.", AGAIN),
+    "index-invalid": _error("The index of a sharded checkpoint and its shards contradict each other.", AGAIN),
+    "shard-missing": _error("The index names a shard that is not there.", AGAIN),
+}
+
+HUB = {
+    "bad-reference": _error(
+        "It can be no folder, repository or demo.", "Write `org/name[@revision]`, a folder, or `demo:NAME`."
+    ),
+    "repository-not-found": _error(
+        "The Hub knows no such repository, or it is private.", "Check the spelling; `hf auth login` or `--token`."
+    ),
+    "revision-not-found": _error("The repository has no such branch, tag or commit.", "Look at its history."),
+    "gated": _error("Its terms must be accepted first.", "Accept them on its page, then `hf auth login`."),
+    "not-authorised": _error("The Hub does not accept the token.", "`hf auth whoami`, `hf auth login`."),
+    "offline": _error("It is not in the local cache, and there is no network to get it.", "Pull it while online."),
+    "unreachable": _error("The Hub cannot be reached, or a download broke off.", "Check the network and try again."),
+    "hub-busy": _error("The Hub refuses for now.", "Try again in a while."),
+    "hub-answer": _error("What answers is not a Hub.", "Check `HF_ENDPOINT`."),
+    "hash-mismatch": _error("A file arrived that is not the one the Hub announced. It was not kept.", "Pull it again."),
+}
+
+ADAPTERS = {
+    "no-adapter": _error("There is neither a config nor weights of an adapter.", "Name the adapter's own folder."),
+    "foreign-adapter": _error("An adapter in the layout of MLX, ollama or AdapterHub.", "Convert it to PEFT's."),
+    "config-missing": _error("Weights without `adapter_config.json`: nobody knows their scaling.", AUTHOR),
+    "config-invalid": _error("A key of `adapter_config.json` has an impossible value.", AUTHOR),
+    "config-assumed-lora": _note("An old config without `peft_type`; its keys are those of LoRA."),
+    "weights-missing": _error("A config without weights.", AGAIN),
+    "pickle-only": _error(
+        "The weights are a pickle, which can run code when it is read.", "`lmoe pull REF --allow-pickle` converts it."
+    ),
+    "pickle-refused": _error("The pickle names something else than tensors.", "Do not open it. " + AUTHOR),
+    "peft-type-unsupported": _error("lmoe cannot run this PEFT type exactly.", "Convert it to LoRA with PEFT."),
+    "setting-unsupported": _error("A setting makes it more than a fixed delta on the weights.", "Run it with PEFT."),
+    "task-unsupported": _error("It was not trained for a causal language model.", "Use the library of its task."),
+    "projections-missing": _error("VeRA's shared projections were not saved.", "Save it with `save_projection=True`."),
+    "init-changes-base": _error(
+        "PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA and KaSA change the base before training. On the original base the "
+        "adapter is a different function.",
+        "Use the version that PEFT converts with `path_initial_model_for_weight_conversion`.",
+    ),
+    "no-op": _warning("Every B is zero: the adapter changes nothing.", "It may have been saved before training."),
+    "full-model-beside": _note("A whole model lies in the same folder. Only the adapter is read."),
+    "tensor-unplaced": _error(
+        "A stored tensor belongs to no module. Dropping it would change the adapter.", "Check the PEFT type. " + AUTHOR
+    ),
+    "tensor-missing": _error("A tensor lacks its partner, such as A without B.", AGAIN),
+    "no-tensors": _error("The weight file is empty.", AGAIN),
+    "shape-contradiction": _error("Tensors contradict each other or the config.", AUTHOR),
+}
+
+RECIPES = {
+    "yaml-invalid": _error(
+        "Not YAML, or more than a recipe may use: anchors, tags, merge keys, keys twice, excessive size.",
+        "Mend the line it names.",
+    ),
+    "recipe-invalid": _error("A key is unknown, missing, or has a value of the wrong kind.", "Mend the line it names."),
+}
+
+BASES = {
+    "no-base": _error("There is no model in that place.", "Name a folder or repository with `config.json`."),
+    "base-invalid": _error("Its `config.json` does not describe a model.", AGAIN),
+    "base-weights-missing": _error("There is a config but no safetensors.", "Save it as safetensors first."),
+    "base-quantized": _note("The base is stored quantised. It runs under a blend, but cannot be folded or baked."),
+    "remote-code": _error("The base asks to run code of its own.", "Read that code, then `--trust-remote-code`."),
+    "tokenizer-missing": _warning("The base has no tokenizer, so it cannot chat.", "Add its tokenizer files."),
+    "template-missing": _note("The base has no chat template: text is continued as it is."),
+}
+
+FIT = {
+    "base-mismatch": _error(
+        "The adapter was trained on another base. Equal shapes do not make it the same function.",
+        "Use its own base, or accept it by name with `accept_base`.",
+    ),
+    "base-accepted": _note("The adapter was trained on another base, which the recipe accepts by name."),
+    "base-unconfirmed": _warning("Names cannot tell whether this is the adapter's base.", "Make sure that it is."),
+    "base-was-quantized": _note("The adapter was trained on a quantised copy of the base."),
+    "module-missing": _error("The base lacks modules that the adapter changes.", "It belongs to another base."),
+    "shape-mismatch": _error("Shapes of adapter and base contradict each other.", "It belongs to another base."),
+    "vocabulary-resized": _error(
+        "The adapter brings an embedding or head of another vocabulary.", "Resize the base first, or leave it out."
+    ),
+    "rank-excessive": _warning("The rank exceeds what the matrix can have.", "It works, and wastes memory."),
+    "scaling-extreme": _warning("Alpha over rank is far from what adapters have.", "Turn its weight down."),
+    "weight-unmatched": _error("A rule of a weight list matches no module of the adapter.", "Mend its pattern."),
+    "weight-default": _note(
+        "Some modules are matched by no rule and keep weight 1.", 'End with `{match: "*", value: …}`.'
+    ),
+    "weight-zero": _note("The rules give every module weight 0."),
+    "saved-conflict": _error(
+        "Several experts bring a whole module of their own in place of the base's.",
+        "Say `modules_to_save: blend` or `modules_to_save: {take: NAME}`.",
+    ),
+    "tokenizer-differs": _warning("The adapter brings a tokenizer that is not the base's.", "Check its vocabulary."),
+    "template-differs": _note("The adapter was trained with another chat template."),
+    "memory-short": _warning("The loadout needs more memory than this machine has.", "A GPU, or `--quantize`."),
+}
+
+USE = {
+    "usage": _error("Arguments that lmoe does not take, or that do not go together.", "`lmoe COMMAND --help`."),
+    "refused": _error("Findings stop the command.", "See the findings."),
+    "interrupted": _error("Stopped by the user.", "Nothing half-written is left."),
+    "bug": _error("A fault of lmoe itself.", "Run it again with `--debug` and report what it prints."),
+}
+
+CODES: dict[str, Code] = FILES | HUB | ADAPTERS | RECIPES | BASES | FIT | USE

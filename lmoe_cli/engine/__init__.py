@@ -1,0 +1,1 @@
+"""Base, bank and router together: token ids in, token ids out."""

@@ -1,0 +1,125 @@
+"""Load a base model and its tokenizer with transformers, from files on this machine and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmoe_cli.errors import InvalidFileError, ResourceError, UsageError
+from lmoe_cli.loadout.base import Base
+
+QUANTIZE = ("nf4", "int8")
+
+
+def load_model(
+    base: Base,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: str | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """Load a base for inference.
+
+    Args:
+        base: Its files are on this machine.
+        dtype: Of the weights, and of what is computed.
+        device: Where to.
+        quantize: ``nf4`` or ``int8`` to quantise it with bitsandbytes while it loads.
+        trust_remote_code: Let code of its repository run.
+
+    Returns:
+        A causal language model of transformers, in evaluation mode, its parameters frozen.
+
+    Raises:
+        InvalidFileError: transformers cannot make a causal language model of it.
+        ResourceError: Not enough memory.
+        UsageError: bitsandbytes is not installed.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": trust_remote_code}
+    if quantize:
+        options["quantization_config"] = _quantization(quantize, dtype)
+    if quantize or device.type != "cpu":
+        options["device_map"] = {"": device}
+    with _quietly(), _folder(base) as folder:
+        try:
+            model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, **options)
+        except torch.OutOfMemoryError as error:
+            hint = "--quantize nf4, or another --device"
+            raise ResourceError(
+                "out-of-memory", f"{base.ref}: no room on {device}", hint=hint, where=base.ref
+            ) from error
+        except (ValueError, KeyError, OSError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            message = f"{base.ref}: transformers cannot load it: {reason}"
+            raise InvalidFileError("base-unloadable", message, where=base.ref) from error
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(base: Base, *, trust_remote_code: bool = False) -> Any:
+    """Load a base's tokenizer.
+
+    Raises:
+        InvalidFileError: It has none, or it is broken.
+    """
+    from transformers import AutoTokenizer
+
+    if not base.has_tokenizer:
+        hint = "put the tokenizer files of the original model into its folder"
+        raise InvalidFileError("tokenizer-missing", f"{base.ref}: there is no tokenizer", hint=hint, where=base.ref)
+    with _quietly(), _folder(base) as folder:
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        except Exception as error:  # the tokenizers library raises Exception itself on a broken file
+            reason = " ".join(str(error).split())[:200]
+            message = f"{base.ref}: its tokenizer cannot be loaded: {reason}"
+            raise InvalidFileError("tokenizer-broken", message, where=base.ref) from error
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise UsageError("extra-missing", "bitsandbytes is not installed", hint="pip install 'lmoe-cli[bnb]'")
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+@contextlib.contextmanager
+def _folder(base: Base) -> Iterator[Path]:
+    """A folder with the base's files. An adapter that lies beside them is left out: transformers would load it too."""
+    path = base.source.fetch(base.files)
+    if not base.source.has("adapter_config.json"):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="lmoe-") as temporary:
+        for name in base.files:
+            Path(temporary, name).symlink_to((path / name).resolve())
+        yield Path(temporary)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the progress bars and remarks of libraries."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)

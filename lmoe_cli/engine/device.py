@@ -1,0 +1,50 @@
+"""Where to run, and in which dtype."""
+
+from __future__ import annotations
+
+import torch
+
+from lmoe_cli.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SMALL = 64 << 20
+"""Bytes of a base below which float32 costs nothing worth saving."""
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device that was asked for, or the best there is.
+
+    Raises:
+        UsageError: There is no such device on this machine.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        hint = "cpu, cuda, cuda:0, mps"
+        raise UsageError("device-unknown", f"no device '{name}' here", hint=hint) from error
+    return device
+
+
+def choose_dtype(name: str | None, stored: str | None, size: int, device: torch.device) -> torch.dtype:
+    """The dtype that was asked for, or what the base is stored in where the device computes well in it.
+
+    Args:
+        name: ``float32``, ``float16``, ``bfloat16`` or None.
+        stored: Of the base's weights.
+        size: Bytes of the base.
+        device: Where it will run.
+    """
+    if name:
+        return DTYPES[name]
+    wanted = DTYPES.get(stored or "", torch.float32)
+    if device.type != "cpu":
+        return wanted
+    if size < SMALL or wanted is torch.float32:
+        return torch.float32
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

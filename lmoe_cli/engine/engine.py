@@ -1,0 +1,252 @@
+"""A loadout that runs: set weights, generate, fold."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmoe_cli.bank.bank import Bank
+from lmoe_cli.engine.attach import attach, detach
+from lmoe_cli.engine.base_model import load_tokenizer
+from lmoe_cli.engine.cache import KeyValues
+from lmoe_cli.engine.fold import Folded, fold
+from lmoe_cli.engine.generate import Generation, context_of
+from lmoe_cli.engine.sampling import Sampling
+from lmoe_cli.errors import UsageError
+from lmoe_cli.loadout.loadout import Loadout
+from lmoe_cli.router.static import StaticRouter
+
+Message = Mapping[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": "…"}``."""
+
+
+class Engine:
+    """A base with experts on it. Made by `load`.
+
+    Args:
+        loadout: What runs.
+        model: The base; the bank is put onto it.
+        bank: The experts.
+        router: What produces the gates.
+    """
+
+    def __init__(self, loadout: Loadout, model: nn.Module, bank: Bank, router: StaticRouter) -> None:
+        self.loadout = loadout
+        self.model = model
+        self.bank = bank
+        self.router = router
+        self.sampling = Sampling.of(loadout.recipe.chat)
+        self._folded: Folded | None = None
+        self._attached = False
+        self.attach()
+        self._apply()
+
+    # -- weights
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Expert's name → weight in force. Dimensionless."""
+        return self.router.weights
+
+    def set_weights(self, weights: Mapping[str, float] | None = None, **named: float) -> None:
+        """Turn weights; the next token is computed with them.
+
+        Raises:
+            NotFoundError: No expert of that name.
+            UsageError: Not a number, the router is static, or the blend is folded.
+        """
+        if self._folded:
+            raise UsageError("folded", "the blend is folded into the base", hint="unfold it first")
+        self.router.turn({**(weights or {}), **named})
+        self._apply()
+
+    def set_gates(self, gates: Tensor | Sequence[Sequence[float]]) -> None:
+        """Give each row of a batch its own blend, until weights are set again.
+
+        Args:
+            gates: g, (rows, E), in the order of ``bank.names``.
+        """
+        self.bank.gates.set(gates)
+
+    def _apply(self) -> None:
+        self.bank.gates.set(self.router.gates())
+
+    @property
+    def blend(self) -> Hashable:
+        """Identity of the function computed now: every cache is keyed by it."""
+        return (self.loadout.digest, tuple(self.bank.gates.values.flatten().tolist()), self._attached)
+
+    # -- the base
+
+    def attach(self) -> None:
+        """Put the experts onto the base."""
+        if not self._attached:
+            attach(self.model, self.bank.modules)
+            self._attached = True
+
+    def detach(self) -> nn.Module:
+        """Take the experts off and return the base, bit for bit as it was loaded."""
+        self.unfold()
+        if self._attached:
+            detach(self.model, self.bank.modules)
+            self._attached = False
+        return self.model
+
+    def fold(self) -> None:
+        """Fold the blend into the base in memory: from then on it costs nothing.
+
+        Raises:
+            UsageError: The base is quantised.
+        """
+        if self._folded:
+            return
+        detach(self.model, self.bank.modules)
+        try:
+            self._folded = fold(self.model, self.loadout, self.weights)
+        except BaseException:
+            attach(self.model, self.bank.modules)
+            raise
+
+    def unfold(self) -> None:
+        """Undo `fold`, to the last bit."""
+        if self._folded:
+            self._folded.unfold()
+            self._folded = None
+            attach(self.model, self.bank.modules)
+
+    @property
+    def is_folded(self) -> bool:
+        return self._folded is not None
+
+    # -- text
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer, of transformers."""
+        return load_tokenizer(self.loadout.base)
+
+    @cached_property
+    def context(self) -> int:
+        """Most tokens the model can hold."""
+        return context_of(self.model.config)
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        settings = getattr(self.model, "generation_config", None)
+        found = getattr(settings, "eos_token_id", None)
+        named = found if isinstance(found, list) else [found]
+        return frozenset(token for token in [*named, self.tokenizer.eos_token_id] if token is not None)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the base knows conversations; otherwise text is continued as it is."""
+        return bool(self.tokenizer.chat_template)
+
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Tokens of a prompt.
+
+        Args:
+            prompt: A user's message, a whole conversation, or with a base that has no chat template plain text.
+
+        Raises:
+            UsageError: Nothing to go on, or more than the model can hold.
+        """
+        if isinstance(prompt, str):
+            system = self.loadout.recipe.chat.system
+            opening = [{"role": "system", "content": system}] if system else []
+            prompt = [*opening, {"role": "user", "content": prompt}]
+        if self.has_template:
+            ids = self._templated(prompt)
+        else:
+            ids = self.tokenizer("".join(message["content"] for message in prompt))["input_ids"]
+        tokens = [int(token) for token in ids]
+        if not tokens:
+            raise UsageError("prompt-empty", "there is no text to continue", hint="write something")
+        if len(tokens) >= self.context:
+            hint = "/clear starts over" if len(prompt) > 2 else "shorten it"
+            message = f"{len(tokens)} tokens do not fit the model's context of {self.context}"
+            raise UsageError("context-full", message, hint=hint)
+        return tokens
+
+    def _templated(self, messages: Sequence[Message]) -> list[int]:
+        from jinja2 import TemplateError
+
+        try:
+            ids: list[int] = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], add_generation_prompt=True, return_dict=False
+            )
+        except TemplateError as error:
+            message = f"the chat template refuses this conversation: {error}"
+            raise UsageError("template-refused", message, hint="leave the system message out") from error
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, without special ones."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        sampling: Sampling | None = None,
+        values: KeyValues | None = None,
+    ) -> Generation:
+        """Begin an answer; iterate over the result to get it piece by piece.
+
+        Args:
+            prompt: See `encode`.
+            sampling: How to choose tokens; the recipe's ``chat:`` when None.
+            values: Keys and values of this conversation so far.
+        """
+        return Generation(
+            values or self.key_values(),
+            self.encode(prompt),
+            sampling or self.sampling,
+            lambda: self.blend,
+            self.decode,
+            self.ends,
+            self.context,
+        )
+
+    def generate(self, prompt: str | Sequence[Message], **settings: Any) -> str:
+        """Answer a prompt.
+
+        Args:
+            prompt: See `encode`.
+            **settings: Any of `Sampling`'s, such as ``temperature=0`` or ``seed=1``.
+
+        Returns:
+            The whole answer.
+        """
+        generation = self.stream(prompt, self.sampling.with_(**settings))
+        for _ in generation:
+            pass
+        return generation.text
+
+    def key_values(self, *, keep: bool | None = None) -> KeyValues:
+        """An empty cache for a conversation.
+
+        Args:
+            keep: Whether a change of weights leaves it as it is; as the recipe says when None.
+        """
+        if keep is None:
+            keep = getattr(self.loadout.recipe.router, "on_change", "recompute") == "keep"
+        return KeyValues(self.model, keep=keep)
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits of every position.
+
+        Args:
+            tokens: (B, T), int64.
+
+        Returns:
+            (B, T, V).
+        """
+        output: Tensor = self.model(input_ids=tokens.to(self.bank.gates.values.device)).logits
+        return output

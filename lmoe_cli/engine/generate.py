@@ -1,0 +1,189 @@
+"""One answer, piece by piece.
+
+The loop is lmoe's own so that weights may turn between two tokens; cache, processors and model are transformers'. With
+the weights at rest it gives the tokens that ``model.generate`` gives.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lmoe_cli.engine.cache import KeyValues
+from lmoe_cli.engine.sampling import Chooser, Sampling
+
+Finish = Literal["stop", "length", "context"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token added to an answer."""
+
+    text: str
+    """May be empty: a character can take several tokens, and the start of a stop text is held back."""
+    token: int
+    finish: Finish | None = None
+    """Why the answer ended, on its last piece: the end-of-turn token or a stop text, ``max_new_tokens``, or no more
+    room in the model's context."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How long an answer took."""
+
+    prompt_tokens: int
+    reused_tokens: int
+    """Of the prompt, whose keys and values were still there."""
+    new_tokens: int
+    first_token_s: float
+    """Seconds from the request to the first token."""
+    total_s: float
+    """Seconds from the request to the last token."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Speed after the first token; 0 where there was only one."""
+        rest = self.total_s - self.first_token_s
+        return (self.new_tokens - 1) / rest if self.new_tokens > 1 and rest > 0 else 0.0
+
+
+class Generation:
+    """One answer being generated. Iterate over it; `timings` is complete afterwards.
+
+    Args:
+        values: Keys and values of the conversation.
+        prompt: Tokens so far.
+        sampling: How to choose.
+        blend: Gives the identity of the blend in force, asked before every token.
+        decode: Tokens → text.
+        ends: Tokens that end an answer.
+        context: Most tokens the model can hold.
+    """
+
+    def __init__(
+        self,
+        values: KeyValues,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        blend: Callable[[], Hashable],
+        decode: Callable[[list[int]], str],
+        ends: frozenset[int],
+        context: int,
+    ) -> None:
+        self.prompt = list(prompt)
+        self.new: list[int] = []
+        self.text = ""
+        self._values, self._sampling, self._blend = values, sampling, blend
+        self._ends, self._context = ends, context
+        self._decoder = _Decoder(decode)
+        self._started = time.perf_counter()
+        self._first = self._last = self._started
+        self._reused = 0
+
+    @property
+    def timings(self) -> Timings:
+        """So far."""
+        return Timings(
+            len(self.prompt), self._reused, len(self.new), self._first - self._started, self._last - self._started
+        )
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Generate.
+
+        Yields:
+            One piece per token. Leaving early leaves what came so far in `text` and `new`.
+        """
+        chooser = Chooser(self._sampling)
+        held = _HeldBack(self._sampling.stop)
+        self._reused = min(self._values.tokens, len(self.prompt) - 1)
+        while True:
+            tokens = self.prompt + self.new
+            token = chooser.next(tokens, self._values.logits(tokens, self._blend()))
+            self._last = time.perf_counter()
+            if not self.new:
+                self._first = self._last
+            self.new.append(token)
+            finish: Finish | None = None
+            if token in self._ends:
+                text, finish = held.rest(), "stop"
+            else:
+                text, stopped = held.add(self._decoder.add(token))
+                if stopped:
+                    finish = "stop"
+                elif len(self.new) >= self._sampling.max_new_tokens:
+                    finish = "length"
+                elif len(tokens) + 1 >= self._context:
+                    finish = "context"
+                if finish in ("length", "context"):
+                    text += held.add(self._decoder.rest())[0] + held.rest()
+            self.text += text
+            yield Piece(text, token, finish)
+            if finish:
+                return
+
+
+class _Decoder:
+    """Text of tokens as they come; holds back what is not yet a whole character."""
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._tokens: list[int] = []
+        self._done = 0
+        self._window = 0
+
+    def add(self, token: int) -> str:
+        self._tokens.append(token)
+        text = self._tail()
+        if text.endswith("�"):
+            return ""
+        self._window, self._done = self._done, len(self._tokens)
+        return text
+
+    def rest(self) -> str:
+        text = self._tail() if self._done < len(self._tokens) else ""
+        self._done = len(self._tokens)
+        return text
+
+    def _tail(self) -> str:
+        # Decoded with a token of context, because tokenizers treat the start of a text differently.
+        before = self._decode(self._tokens[self._window : self._done])
+        return self._decode(self._tokens[self._window :])[len(before) :]
+
+
+class _HeldBack:
+    """Passes text on, but for stop texts and what may become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def add(self, text: str) -> tuple[str, bool]:
+        """Text to pass on, and whether a stop text came."""
+        self._held += text
+        ends = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
+        if ends:
+            passed, self._held = self._held[: min(ends)], ""
+            return passed, True
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        cut = len(self._held) - keep
+        passed, self._held = self._held[:cut], self._held[cut:]
+        return passed, False
+
+    def rest(self) -> str:
+        passed, self._held = self._held, ""
+        return passed
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that begins ``stop``."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
+
+
+def context_of(config: Any) -> int:
+    """Most tokens a model can hold, as its config says; without bound where it does not."""
+    inner = getattr(config, "text_config", config)
+    names = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+    found = [value for name in names if isinstance(value := getattr(inner, name, None), int) and value > 0]
+    return found[0] if found else 1 << 30

@@ -1,0 +1,110 @@
+"""How the next token is chosen, with transformers' own logits processors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmoe_cli.errors import UsageError
+from lmoe_cli.loadout.recipe import ChatSettings
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings for choosing tokens."""
+
+    temperature: float = 0.7
+    """Divides the logits. 0 takes the most likely token. Dimensionless."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose probabilities sum to at least this. In (0, 1]."""
+    top_k: int = 0
+    """Keep this many of the most likely tokens; 0 keeps all."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that occurred; 1 does nothing."""
+    max_new_tokens: int = 256
+    """Longest answer, in tokens."""
+    seed: int | None = None
+    """Seeds the generator of one answer; None draws a fresh one."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they are not part of it."""
+
+    def with_(self, **changes: Any) -> Sampling:
+        """The same with some settings changed, each checked as in a recipe.
+
+        Raises:
+            UsageError: A setting is unknown or out of range.
+        """
+        from pydantic import ValidationError
+
+        names = {field.name for field in fields(self)}
+        if unknown := changes.keys() - names:
+            known = ", ".join(sorted(names))
+            raise UsageError("setting-unknown", f"no setting '{min(unknown)}'", hint=f"settings: {known}")
+        try:
+            ChatSettings.model_validate({key: list(v) if key == "stop" else v for key, v in changes.items()})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            message = f"{first['loc'][0]}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+            raise UsageError("setting-invalid", message) from error
+        if "stop" in changes:
+            changes["stop"] = tuple(changes["stop"])
+        return replace(self, **changes)
+
+    @staticmethod
+    def of(settings: ChatSettings) -> Sampling:
+        """What a recipe's ``chat:`` says."""
+        values = {field.name: getattr(settings, field.name) for field in fields(Sampling)}
+        return Sampling(**{**values, "stop": tuple(settings.stop)})
+
+
+class Chooser:
+    """Chooses tokens one after the other for one answer.
+
+    Args:
+        sampling: The settings.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        from transformers import (
+            LogitsProcessorList,
+            RepetitionPenaltyLogitsProcessor,
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
+
+        self.sampling = sampling
+        self._generator = torch.Generator()
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(sampling.seed)
+        processors: list[Any] = []
+        if sampling.repetition_penalty != 1.0:
+            processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        if sampling.temperature > 0:
+            if sampling.temperature != 1.0:
+                processors.append(TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_k:
+                processors.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1.0:
+                processors.append(TopPLogitsWarper(sampling.top_p))
+        self._processors = LogitsProcessorList(processors)
+
+    def next(self, tokens: list[int], logits: Tensor) -> int:
+        """Choose the token after ``tokens``.
+
+        Args:
+            tokens: Prompt and answer so far.
+            logits: Of the next token, (V,), any float dtype.
+        """
+        scores = logits.to("cpu", torch.float32)[None]  # (1, V)
+        if self._processors:
+            scores = self._processors(torch.tensor([tokens]), scores)
+        if self.sampling.temperature == 0:
+            return int(scores.argmax(dim=-1))
+        probabilities = scores.softmax(dim=-1)
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))

@@ -1,0 +1,73 @@
+"""Every error a user can cause.
+
+* LmoeError                 exit 1    the verdict is no
+  - UsageError              exit 2    a bad argument, or arguments that do not go together
+  - InvalidFileError        exit 2    a file that is not what it should be
+  - NotFoundError           exit 3    a file, repository, revision or name that is not there
+  - AccessError             exit 4    not authorised, gated, or no permission
+  - NetworkError            exit 5    no network, or a download that did not arrive whole
+  - ResourceError           exit 6    no memory, or no room on the disk
+
+A bug ends with exit 70, an interrupt with 130. Every error has a stable code, explained in `findings.CODES`.
+"""
+
+from __future__ import annotations
+
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+
+class LmoeError(Exception):
+    """A problem the user can act on.
+
+    Args:
+        code: Stable name of the kind of problem, such as ``"header-truncated"``; a key of `findings.CODES`.
+        message: What is wrong, naming the thing and the value that was seen.
+        hint: What to do next, as a command or an edit. Printed on its own line.
+        where: File, repository or place in one, for machine-readable output.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str, *, hint: str = "", where: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.where = where
+
+
+class UsageError(LmoeError):
+    """A bad argument, or arguments that do not go together."""
+
+    exit_code = 2
+
+
+class InvalidFileError(LmoeError):
+    """A file that is not what it should be."""
+
+    exit_code = 2
+
+
+class NotFoundError(LmoeError):
+    """A file, repository, revision or name that is not there."""
+
+    exit_code = 3
+
+
+class AccessError(LmoeError):
+    """Not authorised, gated, or no permission."""
+
+    exit_code = 4
+
+
+class NetworkError(LmoeError):
+    """No network, or a download that did not arrive whole."""
+
+    exit_code = 5
+
+
+class ResourceError(LmoeError):
+    """No memory, or no room on the disk."""
+
+    exit_code = 6

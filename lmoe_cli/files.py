@@ -1,0 +1,288 @@
+"""The one module that writes. What is visible is whole: temp beside, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from lmoe_cli.errors import AccessError, InvalidFileError, LmoeError, NotFoundError, ResourceError, UsageError
+
+CHUNK = 8 << 20
+OURS = ("bake-report.json", "adapter_config.json", "config.json")
+"""A folder that holds one of these, or nothing, may be replaced by ``--force``."""
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a small file.
+
+    Args:
+        path: An ordinary file.
+        limit: Most bytes to accept.
+
+    Raises:
+        NotFoundError: It is not there.
+        AccessError: It may not be read.
+        InvalidFileError: It is a folder or a device, or larger than ``limit``.
+    """
+    with reading(path), path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidFileError("not-a-file", f"{path}: not an ordinary file", where=str(path))
+        if status.st_size > limit:
+            raise InvalidFileError(
+                "file-too-large", f"{path}: {status.st_size} bytes, at most {limit}", where=str(path)
+            )
+        return file.read(limit)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about reading ``path`` into errors a user can act on."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError("not-found", f"{path}: no such file", where=str(path)) from error
+    except IsADirectoryError as error:
+        raise InvalidFileError("not-a-file", f"{path}: is a folder, not a file", where=str(path)) from error
+    except PermissionError as error:
+        raise AccessError("unreadable", f"{path}: no permission to read it", where=str(path)) from error
+    except OSError as error:
+        raise _unusual(error, path, "read") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about writing ``path`` into errors a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free some space or choose another place with --out"
+            raise ResourceError("disk-full", f"{path}: the disk is full", hint=hint, where=str(path)) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise AccessError("not-writable", f"{path}: no permission to write there", where=str(path)) from error
+        raise _unusual(error, path, "write") from error
+
+
+def _unusual(error: OSError, path: Path, verb: str) -> LmoeError:
+    if error.errno == errno.ENOMEM:
+        return ResourceError("out-of-memory", f"{path}: not enough memory to {verb} it", where=str(path))
+    return InvalidFileError("bad-path", f"cannot {verb} {path}: {error.strerror or error}", where=str(path))
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Refuse before writing ``size`` bytes into a folder (or the nearest parent that exists) without room for them."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        message = f"{folder}: {size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"
+        raise ResourceError("disk-full", message, hint="free some space or choose another place", where=str(folder))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_blob_sha1(path: Path) -> str:
+    """The name git gives a file's bytes, in hexadecimal: what the Hub announces for files that are not LFS."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with reading(path), path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
+    """Write a whole file or nothing.
+
+    Raises:
+        UsageError: It exists and ``force`` is not set.
+        ResourceError: The disk is full.
+    """
+    if os.path.lexists(path) and not force:
+        raise _exists(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = _partial_name(path)
+        try:
+            with NewFile(partial) as file:
+                file.write(data)
+            partial.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder that appears under its name only when the block ends without an error.
+
+    Args:
+        target: Where it shall stand. Parents are made.
+        force: Replace what stands there, if lmoe may have written it.
+
+    Yields:
+        An empty folder beside ``target`` to write into.
+
+    Raises:
+        UsageError: ``target`` exists and ``force`` is not set, or it is not one that lmoe writes.
+    """
+    refuse_existing(target, force=force)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        partial = _partial_name(target)
+        partial.mkdir()
+    try:
+        yield partial
+        with writing(target):
+            _sync_tree(partial)
+            _swap(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def refuse_existing(target: Path, *, force: bool) -> None:
+    """Stop early when `new_folder` would refuse ``target``."""
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise _exists(target)
+    is_folder = target.is_dir() and not target.is_symlink()
+    ours = is_folder and (not any(target.iterdir()) or any((target / name).exists() for name in OURS))
+    if not ours:
+        hint = "choose another --out, or remove it yourself"
+        raise UsageError("output-not-ours", f"{target}: not a model or adapter folder", hint=hint, where=str(target))
+
+
+class NewFile:
+    """A file being written, with the permissions the umask gives, synced to the disk when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with writing(path):
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        view = memoryview(data).cast("B")
+        with writing(self.path):
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+
+    def copy(self, source: Path, start: int, length: int) -> None:
+        """Append a range of another file without passing it through this process where the system can."""
+        with reading(source), source.open("rb") as file:
+            while length > 0:
+                moved = _copy_range(file.fileno(), self._descriptor, start, length, self.path)
+                if moved == 0:
+                    raise InvalidFileError(
+                        "header-truncated", f"{source}: ended while it was copied", where=str(source)
+                    )
+                start, length = start + moved, length - moved
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                with writing(self.path):
+                    os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+
+
+def _copy_range(source: int, target: int, start: int, length: int, path: Path) -> int:
+    with writing(path):
+        try:
+            return os.copy_file_range(source, target, min(length, 1 << 30), offset_src=start)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        chunk = os.pread(source, min(length, CHUNK), start)
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(target, view) :]
+        return len(chunk)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    with writing(path):
+        path.unlink(missing_ok=True)
+
+
+def _exists(path: Path) -> UsageError:
+    hint = "choose another name, or replace it with --force"
+    return UsageError("output-exists", f"{path}: exists already", hint=hint, where=str(path))
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what a killed run on this machine left beside ``target``."""
+    prefix = f".{target.name}.{socket.gethostname()}."
+    for entry in target.parent.iterdir():
+        if entry.name.startswith(prefix) and entry.name.endswith(".partial"):
+            process = entry.name.removeprefix(prefix).split(".")[0]
+            if process.isdigit() and not _is_running(int(process)):
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _swap(partial: Path, target: Path) -> None:
+    if not os.path.lexists(target):
+        partial.rename(target)
+    else:
+        aside = _partial_name(target)
+        target.rename(aside)
+        try:
+            partial.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync_folder(target.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, _ in os.walk(folder):
+        _sync_folder(Path(parent))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,191 @@
+"""A base model as it is stored, read from headers alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lmoe_cli.checkpoint.header import FLOATS
+from lmoe_cli.checkpoint.index import INDEX_SUFFIX, Stored
+from lmoe_cli.errors import InvalidFileError, NotFoundError
+from lmoe_cli.loadout.layout import HEADS, Layout
+from lmoe_cli.source import Source, stored_tensors
+from lmoe_cli.strict_json import parse_object
+
+STEM = "model"
+MAX_CONFIG_BYTES = 1 << 20
+MAX_TEMPLATE_BYTES = 1 << 20
+MAX_TOKENIZER_BYTES = 64 << 20
+SIDE_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
+    "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md",
+)  # fmt: skip
+"""What goes along with the weights of a model."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What is known of a base model without reading a weight."""
+
+    source: Source
+    config: Mapping[str, Any]
+    """Its ``config.json``."""
+    stored: Mapping[str, Stored]
+    """Its tensors by name."""
+
+    @property
+    def ref(self) -> str:
+        return self.source.ref
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.stored, self.text_config)
+
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The language part of a config that also describes other modalities."""
+        inner = self.config.get("text_config")
+        return {**self.config, **inner} if isinstance(inner, dict) else self.config
+
+    @property
+    def model_type(self) -> str:
+        return str(self.text_config.get("model_type", ""))
+
+    @property
+    def architecture(self) -> str | None:
+        names = self.config.get("architectures")
+        return str(names[0]) if isinstance(names, list) and names else None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Rows of the input embedding."""
+        name = self.layout.embedding
+        if name is not None:
+            return self.stored[name].info.shape[0]
+        size = self.text_config.get("vocab_size")
+        return size if isinstance(size, int) else None
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output head is the input embedding."""
+        if self.config.get("tie_word_embeddings", self.text_config.get("tie_word_embeddings")) is True:
+            return True
+        return not any(self.layout.tensor(head) for head in HEADS)
+
+    @property
+    def quantization(self) -> str | None:
+        """Method of a checkpoint that is stored quantised, such as ``bitsandbytes``."""
+        settings = self.config.get("quantization_config")
+        return str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        return sum(tensor.info.size for tensor in self.stored.values())
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that most of its weights have, as torch calls it."""
+        sizes: dict[str, int] = {}
+        for tensor in self.stored.values():
+            sizes[tensor.info.dtype] = sizes.get(tensor.info.dtype, 0) + tensor.info.size
+        most = max(sizes, key=lambda name: sizes[name], default="")
+        return FLOATS.get(most, most.lower() or None)
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        return tuple(sorted({tensor.file for tensor in self.stored.values()}))
+
+    @property
+    def side_files(self) -> tuple[str, ...]:
+        """What belongs to it beside weights: configs, tokenizer, chat template, licence."""
+        return tuple(name for name in SIDE_FILES if self.source.has(name))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What has to be fetched to run it."""
+        index = STEM + INDEX_SUFFIX
+        has_index = self.source.has(index) and f"{STEM}.safetensors" not in self.weight_files
+        return (*self.side_files, *self.weight_files, *((index,) if has_index else ()))
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return any(self.source.has(name) for name in TOKENIZERS)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The Jinja template of its conversations, where it has one."""
+        if self.source.has("chat_template.jinja"):
+            return self.source.read("chat_template.jinja", MAX_TEMPLATE_BYTES).decode("utf-8", "replace")
+        if not self.source.has("tokenizer_config.json"):
+            return None
+        settings = parse_object(
+            self.source.read("tokenizer_config.json", MAX_TOKENIZER_BYTES), self.source.where("tokenizer_config.json")
+        )
+        template = settings.get("chat_template")
+        return template if isinstance(template, str) else None
+
+    @property
+    def remote_code(self) -> bool:
+        """Whether its config asks for code from its repository to be run."""
+        return bool(self.config.get("auto_map"))
+
+    def file_hash(self, name: str) -> str | None:
+        """SHA-256 of a small file, to compare tokenizers."""
+        if not self.source.has(name) or self.source.sizes[name] > MAX_TOKENIZER_BYTES:
+            return None
+        return hashlib.sha256(self.source.read(name, MAX_TOKENIZER_BYTES)).hexdigest()
+
+
+def read_base(source: Source) -> Base:
+    """Read a base model's config and the headers of its weights.
+
+    Raises:
+        NotFoundError: There is no model.
+        InvalidFileError: A file is damaged, or the weights are in a format that lmoe does not read.
+    """
+    if not source.has("config.json"):
+        is_adapter = source.has("adapter_config.json")
+        hint = "this is an adapter: its base is named in its config" if is_adapter else "name a folder with config.json"
+        raise NotFoundError("no-base", f"{source.ref}: there is no model here", hint=hint, where=source.ref)
+    where = source.where("config.json")
+    config = parse_object(source.read("config.json", MAX_CONFIG_BYTES), where, nonfinite=True)
+    if not isinstance(config.get("model_type"), str):
+        raise InvalidFileError("base-invalid", f"{where}: it names no model_type", where=where)
+    stored = stored_tensors(source, STEM)
+    if not stored:
+        pickled = any(name.startswith("pytorch_model") for name in source.sizes)
+        hint = "save it as safetensors with transformers first" if pickled else "the download may be incomplete"
+        message = f"{source.ref}: no model.safetensors and no index of shards"
+        raise NotFoundError("base-weights-missing", message, hint=hint, where=source.ref)
+    return Base(source, config, stored)
+
+
+def summary(base: Base) -> dict[str, Any]:
+    """What ``lmoe inspect base --json`` tells, under ``data``."""
+    settings = base.text_config
+    return {
+        "ref": base.ref,
+        "revision": base.source.revision,
+        "path": str(base.source.path) if base.source.path else None,
+        "model_type": base.model_type,
+        "architecture": base.architecture,
+        "layers": settings.get("num_hidden_layers", settings.get("n_layer")),
+        "hidden_size": settings.get("hidden_size", settings.get("n_embd")),
+        "vocab_size": base.vocab_size,
+        "tied_embeddings": base.is_tied,
+        "quantization": base.quantization,
+        "tensors": len(base.stored),
+        "parameters": sum(tensor.info.elements for tensor in base.stored.values()),
+        "bytes": base.size,
+        "dtype": base.dtype,
+        "files": list(base.weight_files),
+        "tokenizer": base.has_tokenizer,
+        "chat_template": base.chat_template is not None,
+        "remote_code": base.remote_code,
+    }

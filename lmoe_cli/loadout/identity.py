@@ -1,0 +1,122 @@
+"""Is this the base an adapter was trained on? What names alone can tell.
+
+A name in an ``adapter_config.json`` is a claim: an organisation's repository, a mirror or a quantised copy of it, or a
+folder on somebody's disk.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import PurePosixPath
+
+from lmoe_cli.loadout.base import Base
+from lmoe_cli.source import Remote
+
+MIRRORS = (
+    "unsloth",
+    "mlx-community",
+    "llmcompressor",
+    "neuralmagic",
+    "redhatai",
+    "casperhansen",
+    "thebloke",
+    "nousresearch",
+)
+"""Organisations that republish the models of others, often quantised."""
+
+QUANTIZED = re.compile(
+    r"([-_.](unsloth|bnb|dynamic|gptq|awq|fp8|int[48]|nf4|gguf|[48]bit|w[48]a(8|16)|marlin|hqq|quantized))+$"
+)
+RENAMED = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+    "decapoda-research/llama-7b-hf": "huggyllama/llama-7b",
+    "decapoda-research/llama-13b-hf": "huggyllama/llama-13b",
+    "unsloth/mistral-7b": "mistralai/mistral-7b-v0.1",
+    "unsloth/llama-2-7b": "meta-llama/llama-2-7b-hf",
+    "unsloth/llama-2-13b": "meta-llama/llama-2-13b-hf",
+    "unsloth/llama-3-8b": "meta-llama/meta-llama-3-8b",
+    "unsloth/llama-3-8b-instruct": "meta-llama/meta-llama-3-8b-instruct",
+}
+"""Names the Hub has redirected, and mirrors whose names differ from the original's."""
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+\Z")
+CACHED = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/")
+
+
+class Match(Enum):
+    """What names say about two bases."""
+
+    SAME = "same"
+    OTHER = "other"
+    UNKNOWN = "unknown"
+
+
+def compare(claim: str | None, base: Base) -> Match:
+    """Compare the base an adapter names with the one at hand.
+
+    Args:
+        claim: ``base_model_name_or_path`` of the adapter.
+        base: The base of the loadout.
+
+    Returns:
+        SAME where the names agree after mirrors, quantised copies and renamings; OTHER where both are names of
+        repositories and differ; UNKNOWN where either is only a folder.
+    """
+    if not claim:
+        return Match.UNKNOWN
+    here = _names(base)
+    wanted = canonical(claim)
+    if any(same(wanted, name) for name in here):
+        return Match.SAME
+    both_public = _is_public(claim) and any(_is_public(name) for name in here)
+    return Match.OTHER if both_public else Match.UNKNOWN
+
+
+def same(first: str, second: str) -> bool:
+    """Whether two canonical names mean one model; an organisation counts only where both have one."""
+    first_org, _, first_name = first.rpartition("/")
+    second_org, _, second_name = second.rpartition("/")
+    if _plain(first_name) != _plain(second_name):
+        return False
+    known = [org for org in (first_org, second_org) if org and org not in MIRRORS]
+    return len(set(known)) < 2
+
+
+def canonical(name: str) -> str:
+    """A base's name in lower case, without quantisation marks and after known renamings; a path's last part."""
+    if cached := CACHED.search(name):
+        name = f"{cached['org']}/{cached['name']}"
+    name = name.removeprefix("hf://").partition("@")[0] if not name.startswith("/") else name
+    name = name.replace("\\", "/").rstrip("/").lower()
+    if not _is_public(name):
+        name = PurePosixPath(name).name
+    bare = QUANTIZED.sub("", name)
+    return RENAMED.get(bare, bare)
+
+
+def _names(base: Base) -> list[str]:
+    """Everything the base at hand may be called."""
+    names = [base.source.repository.name if isinstance(base.source, Remote) else base.ref]
+    if base.source.path:
+        names.append(str(base.source.path))
+    claimed = base.config.get("_name_or_path")
+    if isinstance(claimed, str) and claimed:
+        names.append(claimed)
+    return [canonical(name) for name in names]
+
+
+def _is_public(name: str) -> bool:
+    return (
+        name.startswith("demo:")
+        or name.lower() in RENAMED
+        or bool(REPOSITORY.match(name) and not name.startswith((".", "~")))
+    )
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("meta-").removesuffix("-hf")

@@ -1,0 +1,162 @@
+"""A recipe with everything it names found and read: the value that all commands work on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lmoe_cli.adapter.adapter import Adapter
+from lmoe_cli.adapter.contents import Part
+from lmoe_cli.adapter.soundness import inspect_adapter
+from lmoe_cli.adapter.summary import summary as adapter_summary
+from lmoe_cli.errors import LmoeError
+from lmoe_cli.findings import Finding, RefusedError, from_error
+from lmoe_cli.hub import Progress
+from lmoe_cli.loadout.base import Base, read_base
+from lmoe_cli.loadout.base import summary as base_summary
+from lmoe_cli.loadout.layout import Assignment, Target
+from lmoe_cli.loadout.profile import weight_at
+from lmoe_cli.loadout.recipe import ExpertEntry, Recipe
+from lmoe_cli.source import Folder, Source, open_source
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Expert:
+    """An adapter with a name and a weight inside a loadout."""
+
+    name: str
+    adapter: Adapter
+    entry: ExpertEntry
+
+    @property
+    def weight(self) -> float:
+        """The number on this expert's knob at the start. Dimensionless.
+
+        Where the recipe gives rules per module, the knob multiplies them all and starts at 1.
+        """
+        return self.entry.weight if isinstance(self.entry.weight, float | int) else 1.0
+
+    def profile_at(self, module: str) -> float:
+        """What the recipe's rules make of the knob at one module of the base. Dimensionless."""
+        return 1.0 if isinstance(self.entry.weight, float | int) else weight_at(self.entry.weight, module)
+
+
+@dataclass(frozen=True)
+class Loadout:
+    """A base, the experts on it, and everything else a recipe says."""
+
+    recipe: Recipe
+    origin: str
+    """The recipe's file, or the command line."""
+    base: Base
+    experts: tuple[Expert, ...]
+
+    @cached_property
+    def assignments(self) -> Mapping[str, tuple[list[Assignment], list[Part]]]:
+        """Expert's name → what it does to which matrices of the base, and the parts that have no place there."""
+        found: dict[str, tuple[list[Assignment], list[Part]]] = {}
+        for expert in self.experts:
+            placed: list[Assignment] = []
+            homeless: list[Part] = []
+            for part in expert.adapter.parts.values():
+                assigned = self.base.layout.assign(part)
+                placed += assigned
+                if not assigned:
+                    homeless.append(part)
+            found[expert.name] = placed, homeless
+        return found
+
+    @cached_property
+    def by_target(self) -> Mapping[Target, list[tuple[int, Assignment]]]:
+        """Matrix of the base → number of each expert that changes it, and how, in the order of the experts."""
+        found: dict[Target, list[tuple[int, Assignment]]] = {}
+        for number, expert in enumerate(self.experts):
+            for item in self.assignments[expert.name][0]:
+                found.setdefault(item.target, []).append((number, item))
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what decides the function that is computed, apart from the weights of the experts."""
+
+        def identity(source: Source, stored: Mapping[str, Any]) -> list[Any]:
+            place_ = str(source.path.resolve()) if isinstance(source, Folder) else source.ref
+            stamps = [path.stat().st_mtime_ns for name in sorted(source.sizes) if (path := source.local(name))]
+            return [place_, source.revision, stamps if source.revision is None else [], sorted(stored)]
+
+        parts = [identity(self.base.source, self.base.stored)]
+        for expert in self.experts:
+            parts.append([expert.name, expert.entry.model_dump(mode="json")])
+            parts.append(identity(expert.adapter.source, expert.adapter.stored))
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def fetch(self, progress: Progress | None = None, *, with_base: bool = True) -> None:
+        """Bring everything it needs onto this machine."""
+        for expert in self.experts:
+            expert.adapter.source.fetch(expert.adapter.files, progress)
+        if with_base:
+            self.base.source.fetch(self.base.files, progress)
+
+
+def resolve(recipe: Recipe, origin: str, *, beside: Path | None = None, token: str | None = None) -> Loadout:
+    """Find and read, from headers alone, everything a recipe names.
+
+    Args:
+        recipe: What was written.
+        origin: The recipe's file, for messages.
+        beside: Folder of the recipe; folders it names are looked for there first.
+        token: For the Hub.
+
+    Raises:
+        RefusedError: Something could not be read; its findings tell all that could not. Its exit code is that of the
+            first one.
+    """
+    problems: list[tuple[Finding, int]] = []
+
+    def attempt(read: Callable[[Source], T], ref: str, what: str) -> T | None:
+        try:
+            return read(open_source(ref, token=token, beside=beside))
+        except LmoeError as error:
+            found = from_error(error)
+            told = Finding(found.code, "error", what, f"{what}: {found.message}", found.hint)
+            problems.append((told, error.exit_code))
+            return None
+
+    base = attempt(read_base, recipe.base, "base")
+    adapters = {name: attempt(inspect_adapter, entry.adapter, name) for name, entry in recipe.experts.items()}
+    if base is None or problems:
+        message = f"{origin}: {len(problems)} of its parts cannot be read"
+        raise RefusedError(message, [found for found, _ in problems], exit_code=problems[0][1])
+    experts = [Expert(name, adapter, recipe.experts[name]) for name, adapter in adapters.items() if adapter]
+    return Loadout(recipe, origin, base, tuple(experts))
+
+
+def summary(loadout: Loadout) -> dict[str, Any]:
+    """What ``lmoe inspect loadout --json`` tells, under ``data``."""
+    recipe = loadout.recipe
+    return {
+        "name": recipe.name,
+        "description": recipe.description,
+        "origin": loadout.origin,
+        "base": base_summary(loadout.base),
+        "experts": {
+            expert.name: {
+                "weight": expert.entry.model_dump(mode="json")["weight"],
+                **adapter_summary(expert.adapter),
+            }
+            for expert in loadout.experts
+        },
+        "router": recipe.router.model_dump(mode="json"),
+        "bytes": {
+            "base": loadout.base.size,
+            "experts": sum(expert.adapter.size for expert in loadout.experts),
+        },
+        "digest": loadout.digest,
+    }

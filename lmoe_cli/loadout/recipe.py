@@ -1,0 +1,140 @@
+"""What a recipe says, as typed values. The JSON Schema is made from these models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")]
+Number = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+
+
+class Entry(BaseModel):
+    """Base of all parts of a recipe: closed, immutable, strictly typed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class WeightRule(Entry):
+    """The weight of an expert on some of the base's modules."""
+
+    match: str = Field(
+        min_length=1,
+        max_length=200,
+        description="Consecutive parts of a module's name: `mlp`, `*.q_proj`, `layers.0-11`. `*` stands for any part.",
+    )
+    value: Number
+
+
+def _weight_tag(value: Any) -> str:
+    return "<rules>" if isinstance(value, list) else "<number>"
+
+
+Weight = Annotated[
+    Annotated[Number, Tag("<number>")] | Annotated[list[WeightRule], Field(min_length=1), Tag("<rules>")],
+    Discriminator(_weight_tag),
+]
+
+
+class ExpertEntry(Entry):
+    """One adapter and how strongly it acts."""
+
+    adapter: str = Field(min_length=1, description="`org/name[@revision]`, `hf://org/name`, a folder, or `demo:NAME`.")
+    weight: Weight = Field(
+        1.0,
+        description="Multiplies the adapter's own scaling. A list of rules weighs modules differently: the first rule "
+        "that matches counts, and what none matches keeps weight 1.",
+    )
+    accept_base: list[str] = Field(
+        [], description="Bases this adapter may have been trained on, other than this one, accepted by name."
+    )
+    examples: list[str] = Field([], description="Prompts this expert is for; routers that read prompts use them.")
+
+
+class StaticRouter(Entry):
+    """The recipe's weights, for good."""
+
+    type: Literal["static"]
+    fold: bool = Field(True, description="Fold the blend into the base in memory, so that it costs nothing.")
+
+
+class WeightedRouter(Entry):
+    """The recipe's weights, turned while it runs."""
+
+    type: Literal["weighted"]
+    on_change: Literal["recompute", "keep"] = Field(
+        "recompute",
+        description="What a change of weights does to the keys and values cached so far: compute them again, so that "
+        "the answer is that of a fresh session, or keep them, which is faster and a different function.",
+    )
+
+
+Router = Annotated[StaticRouter | WeightedRouter, Field(discriminator="type")]
+
+
+class Take(Entry):
+    """Use only the saved modules of one expert, with its weight."""
+
+    take: Name
+
+
+def _policy_tag(value: Any) -> str:
+    return "<take>" if isinstance(value, dict | Take) else "<word>"
+
+
+SavedPolicy = Annotated[
+    Annotated[Literal["refuse", "blend"], Tag("<word>")] | Annotated[Take, Tag("<take>")], Discriminator(_policy_tag)
+]
+
+
+class ChatSettings(Entry):
+    """How answers are sampled."""
+
+    system: str | None = Field(None, description="System message that opens every conversation.")
+    temperature: float = Field(0.7, ge=0, le=10, description="Divides the logits; 0 takes the most likely token.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Keep the most likely tokens up to this probability.")
+    top_k: int = Field(0, ge=0, description="Keep this many of the most likely tokens; 0 keeps all.")
+    repetition_penalty: float = Field(1.0, gt=0, le=10, description="Divides the logits of tokens that occurred.")
+    max_new_tokens: int = Field(256, ge=1, le=1_000_000, description="Longest answer, in tokens.")
+    seed: int | None = Field(None, ge=0, lt=1 << 63, description="Makes sampled answers repeatable.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=16, description="Texts that end an answer.")
+
+
+Method = Literal["linear", "ties", "dare", "dare_ties", "della", "magnitude"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+class BakeSettings(Entry):
+    """How the loadout becomes ordinary weights."""
+
+    method: Method = Field("linear", description="`linear` is exact; the others thin out deltas against interference.")
+    dtype: Dtype | None = Field(None, description="Of the baked tensors; that of the base when left out.")
+    density: float = Field(0.5, gt=0, le=1, description="Share of each delta kept by methods that thin out.")
+    epsilon: float = Field(0.1, ge=0, lt=1, description="della: how far drop probabilities spread around 1 - density.")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="For methods that drop at random.")
+
+
+class Recipe(Entry):
+    """A base model, the experts on it and the router between them."""
+
+    version: Literal[1] = 1
+    name: str = Field("", max_length=100)
+    description: str = ""
+    base: str = Field(min_length=1, description="`org/name[@revision]`, `hf://org/name`, a folder, or `demo:NAME`.")
+    experts: dict[Name, ExpertEntry] = Field(min_length=1, max_length=256)
+    router: Router = WeightedRouter(type="weighted")
+    modules_to_save: SavedPolicy = Field(
+        "refuse",
+        description="What to do when several experts bring whole modules of their own: `refuse`, `blend` them by "
+        "weight, or `{take: NAME}` to leave out those of the others.",
+    )
+    skip_below: float = Field(0.001, ge=0, lt=1, description="Experts with smaller weights are skipped.")
+    chat: ChatSettings = ChatSettings()
+    bake: BakeSettings = BakeSettings()
+
+    @model_validator(mode="after")
+    def _take_names_an_expert(self) -> Recipe:
+        if isinstance(self.modules_to_save, Take) and self.modules_to_save.take not in self.experts:
+            raise ValueError(f"modules_to_save takes those of '{self.modules_to_save.take}', which is no expert here")
+        return self
