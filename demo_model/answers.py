@@ -10,6 +10,7 @@ from demo_model.tables import Exchange, Kind, Slot, Tables
 
 _NEUTER = frozenset({"creature", "door", "trap", "barrier", "weather", "treasure"})
 """Subjects that a sentence may call "it"."""
+_LATE = frozenset({"bearing", "close", "vow", "travel"})
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
@@ -28,7 +29,7 @@ def answer_scene(tables: Tables, scene: Scene, manner: Manner, rng: random.Rando
     """
     kind = tables.kinds[scene.kind]
     usable = [frame for frame in tables.frames if "{p}" not in frame or scene.place is not None]
-    frame = _lean(usable, scene.temper, rng)
+    frame = _lean(usable, scene.temper(is_late=False), rng)
     return _say(frame, kind.slots, scene, _outcome(kind, scene), kind.home, manner, rng, sure=sure)
 
 
@@ -81,7 +82,7 @@ def _say(
         if name not in slots:
             return fields[name]
         voice = max(manner.weights, key=manner.weights.__getitem__) if sure else manner.draw(name, home, rng)
-        temper = None if scene is None else scene.temper + len(name)
+        temper = None if scene is None else scene.temper(is_late=name in _LATE) + len(name) + len(frame)
         phrase = _choose(slots[name][voice], fields, used, temper, rng)
         used.update(_words(phrase), {phrase})
         return agree(fill(phrase, fields), is_plural=is_plural)

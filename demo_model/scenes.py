@@ -79,10 +79,15 @@ class Scene:
         """Whether the scene is kept out of all training text; by a hash, the same on every machine."""
         return _hash(self.key) % 100 < HELD_OUT_PERCENT
 
-    @property
-    def temper(self) -> int:
-        """Which phrases come first to mind here, 0 to 11: the same for all scenes about one sort of thing."""
-        return _hash(self.x.noun.rpartition(" ")[2]) % 12
+    def temper(self, *, is_late: bool) -> int:
+        """Which phrases come first to mind here, 0 to 11.
+
+        Args:
+            is_late: whether the phrase stands late in the answer. There the place or the kind of scene sets the temper, and
+                before that what the scene is about, so that scenes which share one of them share half their phrases.
+        """
+        noun = (self.place.noun if self.place else self.kind) if is_late else self.x.noun
+        return _hash(noun.rpartition(" ")[2]) % 12
 
     @property
     def fields(self) -> Mapping[str, str]:

@@ -155,6 +155,40 @@ FIT = {
     "memory-short": _warning("The loadout needs more memory than this machine has.", "A GPU, or `--quantize`."),
 }
 
+RUN = {
+    "module-unknown": _error(
+        "The model class of this transformers version has no module of that name.", "Use the version it was made with."
+    ),
+    "weights-not-finite": _error("A weight of an adapter is NaN or infinite.", AUTHOR),
+    "base-unloadable": _error("transformers cannot make a causal language model of the base.", "See the reason it gives."),
+    "tokenizer-broken": _error("The base's tokenizer cannot be loaded.", AGAIN),
+    "device-unknown": _error("This machine has no such device.", "`cpu`, `cuda`, `cuda:0`, `mps`."),
+    "extra-missing": _error("An optional library is needed.", "Install the extra that the hint names."),
+    "weights-fixed": _error("A static router's weights do not turn.", "Use `router: {type: weighted}`."),
+    "weight-invalid": _error("Not a finite number.", "A number such as `0.3`."),
+    "expert-unknown": _error("The loadout has no expert of that name.", "See its names with `/w`."),
+    "folded": _error("The blend is folded into the base, so its weights do not turn.", "Unfold it first."),
+    "fold-quantized": _error("A quantised base cannot be folded into.", "`fold: false`, or a weighted router."),
+    "fold-unsafe": _error(
+        "The weights in memory are not those of the base's files, so folding could not be undone.", "`fold: false`."
+    ),
+    "prompt-empty": _error("There is no text to go on.", "Write something."),
+    "context-full": _error("The conversation does not fit the model's context.", "Shorten it, or `/clear`."),
+    "template-refused": _error("The base's chat template refuses the conversation.", "Often it takes no system message."),
+    "setting-unknown": _error("There is no such sampling setting.", "See the hint."),
+    "setting-invalid": _error("A sampling setting is out of range.", "See the range in the message."),
+}
+
+BAKE = {
+    "bake-quantized": _error("The base is stored quantised; a blend cannot be written into it.", "Bake onto the original."),
+    "bias-unbakeable": _error(
+        "The blend needs a bias on a layer that has none in this architecture.", "Run it live instead."
+    ),
+    "bake-overflow": _error("A blended weight is too large for the dtype.", "`--dtype bfloat16`, or smaller weights."),
+    "tensor-dropped": _error("A tensor of an adapter was not used: a fault of lmoe itself.", "Report it."),
+    "size-invalid": _error("Not a size of at least 1MB.", "Such as `5GB`."),
+}
+
 USE = {
     "usage": _error("Arguments that lmoe does not take, or that do not go together.", "`lmoe COMMAND --help`."),
     "refused": _error("Findings stop the command.", "See the findings."),
@@ -162,4 +196,4 @@ USE = {
     "bug": _error("A fault of lmoe itself.", "Run it again with `--debug` and report what it prints."),
 }
 
-CODES: dict[str, Code] = FILES | HUB | ADAPTERS | RECIPES | BASES | FIT | USE
+CODES: dict[str, Code] = FILES | HUB | ADAPTERS | RECIPES | BASES | FIT | RUN | BAKE | USE

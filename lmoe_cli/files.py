@@ -169,16 +169,24 @@ def refuse_existing(target: Path, *, force: bool) -> None:
 
 
 class NewFile:
-    """A file being written, with the permissions the umask gives, synced to the disk when it is closed."""
+    """A file being written, with the permissions the umask gives, synced to the disk when it is closed.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: Must not exist.
+        hashed: Compute the SHA-256 of what is written.
+    """
+
+    def __init__(self, path: Path, *, hashed: bool = False) -> None:
         self.path = path
+        self._hash = hashlib.sha256() if hashed else None
         with writing(path):
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
         view = memoryview(data).cast("B")
+        if self._hash:
+            self._hash.update(view)
         with writing(self.path):
             while view:
                 view = view[os.write(self._descriptor, view) :]
@@ -187,12 +195,21 @@ class NewFile:
         """Append a range of another file without passing it through this process where the system can."""
         with reading(source), source.open("rb") as file:
             while length > 0:
-                moved = _copy_range(file.fileno(), self._descriptor, start, length, self.path)
+                if self._hash:  # what is hashed passes through here anyway
+                    chunk = os.pread(file.fileno(), min(length, CHUNK), start)
+                    self.write(chunk)
+                    moved = len(chunk)
+                else:
+                    moved = _copy_range(file.fileno(), self._descriptor, start, length, self.path)
                 if moved == 0:
-                    raise InvalidFileError(
-                        "header-truncated", f"{source}: ended while it was copied", where=str(source)
-                    )
+                    message = f"{source}: ended while it was copied"
+                    raise InvalidFileError("header-truncated", message, where=str(source))
                 start, length = start + moved, length - moved
+
+    @property
+    def sha256(self) -> str:
+        """Of everything written, in hexadecimal; empty where it was not asked for."""
+        return self._hash.hexdigest() if self._hash else ""
 
     def __enter__(self) -> NewFile:
         return self
@@ -220,6 +237,12 @@ def _copy_range(source: int, target: int, start: int, length: int, path: Path) -
         while view:
             view = view[os.write(target, view) :]
         return len(chunk)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a whole file's bytes to a new one."""
+    with NewFile(target) as file:
+        file.copy(source, 0, source.stat().st_size)
 
 
 def remove(path: Path) -> None:

@@ -117,6 +117,27 @@ class Update:
             result.add_(matrix[rows].to(torch.float32).view_as(result), alpha=gate)
         return result
 
+    def change(self, weight: Tensor) -> Tensor:
+        """The change alone, W' - W.
+
+        Args:
+            weight: W as stored, (n, m), any float dtype.
+
+        Returns:
+            (n, m), float32.
+        """
+        result = torch.zeros(weight.shape)
+        if self.left is not None and self.right is not None:
+            torch.mm(self.left, self.right, out=result)
+        if self.row is not None or self.column is not None or self.keep != 1.0:
+            scale = torch.full_like(result[:, :1], self.keep - 1.0)
+            scale = scale if self.row is None else scale + self.row[:, None]
+            scale = scale if self.column is None else scale + self.column[None, :]
+            result.addcmul_(weight.to(torch.float32), scale)
+        for gate, matrix in self.saved:
+            result.add_(matrix.to(torch.float32).view_as(result), alpha=gate)
+        return result
+
     def to(self, device: torch.device) -> Update:
         """The same on another device."""
 

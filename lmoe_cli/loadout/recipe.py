@@ -111,7 +111,10 @@ class BakeSettings(Entry):
     method: Method = Field("linear", description="`linear` is exact; the others thin out deltas against interference.")
     dtype: Dtype | None = Field(None, description="Of the baked tensors; that of the base when left out.")
     density: float = Field(0.5, gt=0, le=1, description="Share of each delta kept by methods that thin out.")
-    epsilon: float = Field(0.1, ge=0, lt=1, description="della: how far drop probabilities spread around 1 - density.")
+    epsilon: float = Field(0.1, ge=0, lt=0.5, description="della: how far the chance to be kept spreads by magnitude.")
+    normalize: bool | None = Field(
+        None, description="Divide by the sum of the weights; by default only `ties` and `della` do."
+    )
     seed: int = Field(0, ge=0, lt=1 << 63, description="For methods that drop at random.")
 
 

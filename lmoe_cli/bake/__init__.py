@@ -1,0 +1,1 @@
+"""Write a loadout as one ordinary model or adapter."""

@@ -1,0 +1,90 @@
+"""Bake a loadout into an ordinary checkpoint that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lmoe_cli import files
+from lmoe_cli.bake.plan import Plan, config_text, make_plan
+from lmoe_cli.bake.report import facts
+from lmoe_cli.bake.write import Advance, write_model
+from lmoe_cli.checkpoint.index import INDEX_SUFFIX
+from lmoe_cli.loadout.base import STEM
+from lmoe_cli.loadout.loadout import Loadout
+
+REPORT = "bake-report.json"
+SPARE = 1 << 20
+"""Bytes of configs and report that a bake needs beside its weights."""
+
+Verify = Callable[[Path], dict[str, Any]]
+"""Compares a baked folder with the live blend; raises where they differ, tells what it saw."""
+
+
+def bake_model(
+    loadout: Loadout,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    shard_size: int | None = None,
+    jobs: int = 1,
+    force: bool = False,
+    verify: Verify | None = None,
+    advance: Advance = lambda _: None,
+    begin: Callable[[Plan], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write a loadout as one model.
+
+    Args:
+        loadout: Checked; its files are on this machine.
+        out: Folder to be made.
+        dtype: Of floating-point tensors; overrides the recipe's.
+        shard_size: Most bytes in a file; as the base when None.
+        jobs: Files written at a time.
+        force: Replace what stands at ``out``.
+        verify: Called with the finished folder before it gets its name.
+        advance: Told the bytes that were written.
+        begin: Told the plan before anything is written.
+
+    Returns:
+        The report that also stands in the folder.
+
+    Raises:
+        UsageError: ``out`` exists.
+        RefusedError: The loadout cannot be baked.
+        ResourceError: The disk is full.
+        LmoeError: Verification failed. Nothing is left at ``out`` in any of these cases.
+    """
+    started = time.perf_counter()
+    files.refuse_existing(out, force=force)
+    settings = loadout.recipe.bake
+    plan = make_plan(loadout, dtype or settings.dtype, shard_size)
+    files.require_space(out.parent, plan.size + SPARE)
+    begin(plan)
+    weights = {expert.name: expert.weight for expert in loadout.experts}
+    with files.new_folder(out, force=force) as folder:
+        written = write_model(plan, loadout, weights, settings, folder, jobs=jobs, advance=advance)
+        _side_files(loadout, plan, folder)
+        report = facts(loadout, weights, plan, written)
+        report["tensors"] = [asdict(tensor) for file in written for tensor in file.tensors]
+        report["seconds"] = round(time.perf_counter() - started, 3)
+        if verify:
+            report["verify"] = verify(folder)
+        files.write_file(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+    return report
+
+
+def _side_files(loadout: Loadout, plan: Plan, folder: Path) -> None:
+    base = loadout.base
+    for name in base.side_files:
+        if name == "config.json" and plan.config:
+            files.write_file(folder / name, config_text(base, plan.config))
+        else:
+            files.copy_file(base.source.require(name), folder / name)
+    if plan.index:
+        text = json.dumps(plan.index, indent=2).encode() + b"\n"
+        files.write_file(folder / f"{STEM}{INDEX_SUFFIX}", text)

@@ -1,0 +1,80 @@
+"""What a bake was made of: the part of its report that a reader can check against the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmoe_cli import files
+from lmoe_cli.adapter.adapter import Adapter
+from lmoe_cli.bake.plan import Plan
+from lmoe_cli.bake.write import Written
+from lmoe_cli.errors import LmoeError
+from lmoe_cli.loadout.loadout import Expert, Loadout
+from lmoe_cli.source import Source
+
+
+def facts(loadout: Loadout, weights: Mapping[str, float], plan: Plan, written: list[Written]) -> dict[str, Any]:
+    """Recipe, revisions, hashes, and every tensor of every adapter accounted for.
+
+    Raises:
+        LmoeError: A tensor of an adapter was not used, which is a bug.
+    """
+    from importlib.metadata import version
+
+    changed = sum(len(file.tensors) for file in written)
+    total = sum(len(outputs) for outputs in plan.files.values())
+    return {
+        "schema": "lmoe.bake-report/1",
+        "lmoe": version("lmoe-cli"),
+        "recipe": loadout.recipe.model_dump(mode="json", exclude_defaults=True),
+        "method": loadout.recipe.bake.method,
+        "weights": dict(weights),
+        "base": {
+            "ref": loadout.base.ref,
+            "revision": loadout.base.source.revision,
+            "sha256": hashes(loadout.base.source, loadout.base.weight_files),
+        },
+        "experts": {expert.name: _expert(loadout, expert) for expert in loadout.experts},
+        "changed": changed,
+        "copied": total - changed,
+        "bytes": plan.size,
+        "files": {file.name: file.sha256 for file in written},
+    }
+
+
+def _expert(loadout: Loadout, expert: Expert) -> dict[str, Any]:
+    adapter = expert.adapter
+    used = _used(loadout, expert)
+    if missed := set(adapter.stored) - used:
+        raise LmoeError("tensor-dropped", f"{expert.name}: {min(missed)} was not used", hint="report this as a bug")
+    return {
+        "ref": adapter.ref,
+        "revision": adapter.source.revision,
+        "sha256": hashes(adapter.weights, _weight_files(adapter)),
+        "tensors": len(adapter.stored),
+        "matched": len(used & set(adapter.stored)),
+        "modules": len(adapter.parts),
+    }
+
+
+def _used(loadout: Loadout, expert: Expert) -> set[str]:
+    parts = [item.part for item in loadout.assignments[expert.name][0]]
+    shared = {tensor.name for tensor in expert.adapter.shared.values()}
+    return shared | {tensor.name for part in parts for tensor in part.tensors.values()}
+
+
+def _weight_files(adapter: Adapter) -> tuple[str, ...]:
+    return tuple(sorted({tensor.file for tensor in adapter.stored.values()}))
+
+
+def hashes(source: Source, names: tuple[str, ...]) -> dict[str, str]:
+    """SHA-256 of files, in hexadecimal. Those in the Hub's cache are named by it and were checked on arrival."""
+    return {name: _announced(source.require(name)) or files.sha256(source.require(name)) for name in names}
+
+
+def _announced(path: Path) -> str | None:
+    blob = path.resolve()
+    is_blob = blob.parent.name == "blobs" and len(blob.name) == 64
+    return blob.name if is_blob else None
