@@ -186,6 +186,9 @@ BAKE = {
     ),
     "bake-overflow": _error("A blended weight is too large for the dtype.", "`--dtype bfloat16`, or smaller weights."),
     "tensor-dropped": _error("A tensor of an adapter was not used: a fault of lmoe itself.", "Report it."),
+    "adapter-inexpressible": _error("One PEFT adapter cannot hold this blend.", "Bake it as a model."),
+    "verify-impossible": _error("The recipe's method has no live counterpart.", "Leave out `--verify`."),
+    "verify-failed": _error("The baked files are not the live blend up to one rounding. Nothing was written.", "Report it."),
     "size-invalid": _error("Not a size of at least 1MB.", "Such as `5GB`."),
 }
 

@@ -156,7 +156,7 @@ class Remote(Source):
         return {name: file.size for name, file in self.repository.files.items()}
 
     def local(self, name: str) -> Path | None:
-        return hub.cached_path(self.repository, name)
+        return hub.cached_path(self.repository.name, self.repository.commit, name)
 
     def read(self, name: str, limit: int) -> bytes:
         size = self.sizes[name]

@@ -125,6 +125,7 @@ def peft_config(arch: str, variant: str, rank: int = 4):
         fan_in_fan_out=arch == "gpt2",
         task_type="CAUSAL_LM",
     )
+    small = {"r": rank, "alpha": 6, "target_modules": linears(arch), "init_weights": False, "task_type": "CAUSAL_LM"}
     moe = arch in ("qwen3_moe", "mixtral")
     first, last = linears(arch)[0], linears(arch)[-1]
     match variant:
@@ -178,8 +179,8 @@ def peft_config(arch: str, variant: str, rank: int = 4):
 
 
 VARIANTS = (
-    "lora", "rslora", "dora", "lora_bias", "patterns", "bias", "embedding", "embedding_dora", "head", "saved", "saved_norm",
-    "experts", "gate", "ia3", "loha", "lokr", "vera",
+    "lora", "rslora", "dora", "lora_bias", "patterns", "bias", "embedding", "embedding_dora", "head", "saved",
+    "saved_norm", "experts", "gate", "ia3", "loha", "lokr", "vera",
 )  # fmt: skip
 
 
@@ -223,3 +224,10 @@ def peft_model(base: Path, adapter: Path) -> torch.nn.Module:
 
 def tokens(rows: int = 2, length: int = 7, seed: int = 3) -> torch.Tensor:
     return torch.randint(3, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def load(folder: Path) -> torch.nn.Module:
+    """A model as transformers loads it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

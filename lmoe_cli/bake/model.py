@@ -69,7 +69,7 @@ def bake_model(
     with files.new_folder(out, force=force) as folder:
         written = write_model(plan, loadout, weights, settings, folder, jobs=jobs, advance=advance)
         _side_files(loadout, plan, folder)
-        report = facts(loadout, weights, plan, written)
+        report = facts(loadout, plan, written)
         report["tensors"] = [asdict(tensor) for file in written for tensor in file.tensors]
         report["seconds"] = round(time.perf_counter() - started, 3)
         if verify:

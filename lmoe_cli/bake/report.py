@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +14,39 @@ from lmoe_cli.loadout.loadout import Expert, Loadout
 from lmoe_cli.source import Source
 
 
-def facts(loadout: Loadout, weights: Mapping[str, float], plan: Plan, written: list[Written]) -> dict[str, Any]:
-    """Recipe, revisions, hashes, and every tensor of every adapter accounted for.
+def facts(loadout: Loadout, plan: Plan, written: list[Written]) -> dict[str, Any]:
+    """What went in and what came out, with every tensor of every adapter accounted for.
 
     Raises:
         LmoeError: A tensor of an adapter was not used, which is a bug.
     """
-    from importlib.metadata import version
-
     changed = sum(len(file.tensors) for file in written)
     total = sum(len(outputs) for outputs in plan.files.values())
+    return {
+        **experts_facts(loadout),
+        "changed": changed,
+        "copied": total - changed,
+        "bytes": plan.size,
+        "files": {file.name: file.sha256 for file in written},
+    }
+
+
+def experts_facts(loadout: Loadout) -> dict[str, Any]:
+    """Recipe, revisions and hashes of what went in."""
+    from importlib.metadata import version
+
     return {
         "schema": "lmoe.bake-report/1",
         "lmoe": version("lmoe-cli"),
         "recipe": loadout.recipe.model_dump(mode="json", exclude_defaults=True),
         "method": loadout.recipe.bake.method,
-        "weights": dict(weights),
+        "weights": {expert.name: expert.weight for expert in loadout.experts},
         "base": {
             "ref": loadout.base.ref,
             "revision": loadout.base.source.revision,
             "sha256": hashes(loadout.base.source, loadout.base.weight_files),
         },
         "experts": {expert.name: _expert(loadout, expert) for expert in loadout.experts},
-        "changed": changed,
-        "copied": total - changed,
-        "bytes": plan.size,
-        "files": {file.name: file.sha256 for file in written},
     }
 
 

@@ -67,13 +67,20 @@ def build_bank(model: nn.Module, loadout: Loadout, dtype: torch.dtype) -> Bank:
             found = terms.at(target, partial(tree.weight, place), partial(tree.bias, place))
             placed.setdefault(place.module, []).extend((place, term) for term in found)
     names = tuple(expert.name for expert in loadout.experts)
-    return Bank(names, gates, _modules(tree, {name: own for name, own in placed.items() if own}, gates, dtype))
+    return Bank(names, gates, blended_modules(tree, {name: own for name, own in placed.items() if own}, gates, dtype))
 
 
-def _modules(
+def blended_modules(
     tree: Tree, terms: Mapping[str, list[tuple[Location, Term]]], gates: Gates, dtype: torch.dtype
 ) -> dict[str, Blended]:
-    """What replaces each module, sharing the stacked A where siblings read the same input."""
+    """What replaces each module, sharing the stacked A where siblings read the same input.
+
+    Args:
+        tree: The base's modules.
+        terms: Name of a module → what experts do to it, and where in it.
+        gates: Of the model.
+        dtype: Of the factors on modules whose own weight is quantised.
+    """
     made: dict[str, Blended] = {}
     linear: dict[str, list[Term]] = {}
     for name, placed in terms.items():

@@ -146,6 +146,14 @@ class BlendedLinear(Blended):
             y = y + self.gates.spread(self.shift.sum(self.gates), y).to(y.dtype)
         return y
 
+    def delta(self) -> Tensor:
+        """The low-rank part of the blend under the first row of gates, (d_out, d_in), in the dtype of B."""
+        assert self.b is not None, "only for modules with low-rank deltas"
+        assert self.shared is not None, "b comes with a stacked a"
+        start, stop = self.shared.bounds[self._member]
+        gates = self.gates.values[0, self.shared.owner[start:stop]].to(self.b.dtype)
+        return (self.b * gates) @ self.shared.a[start:stop]
+
     def _reshaped(self, x: Tensor, y: Tensor) -> Tensor:
         """The terms that act through W itself."""
         bias = getattr(self.base, "bias", None)

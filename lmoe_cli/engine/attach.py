@@ -16,16 +16,16 @@ def attach(model: nn.Module, modules: Mapping[str, Blended]) -> None:
         model: The base.
         modules: Name → replacement; none inside another.
     """
-    for name, module in modules.items():
-        _put(model, name, module)
+    put(model, modules)
 
 
 def detach(model: nn.Module, modules: Mapping[str, Blended]) -> None:
     """Put the base's own modules back."""
+    put(model, {name: module.base for name, module in modules.items()})
+
+
+def put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Replace modules of a model by name."""
     for name, module in modules.items():
-        _put(model, name, module.base)
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, module)

@@ -85,15 +85,16 @@ class Engine:
     def attach(self) -> None:
         """Put the experts onto the base."""
         if not self._attached:
-            attach(self.model, self.bank.modules)
+            if not self._folded:
+                attach(self.model, self.bank.modules)
             self._attached = True
 
     def detach(self) -> nn.Module:
         """Take the experts off and return the base, bit for bit as it was loaded."""
-        self.unfold()
-        if self._attached:
+        if self._attached and not self._folded:
             detach(self.model, self.bank.modules)
-            self._attached = False
+        self._attached = False
+        self.unfold()
         return self.model
 
     def fold(self) -> None:
@@ -104,11 +105,13 @@ class Engine:
         """
         if self._folded:
             return
-        detach(self.model, self.bank.modules)
+        if self._attached:
+            detach(self.model, self.bank.modules)
         try:
             self._folded = fold(self.model, self.loadout, self.weights)
         except BaseException:
-            attach(self.model, self.bank.modules)
+            if self._attached:
+                attach(self.model, self.bank.modules)
             raise
 
     def unfold(self) -> None:
@@ -116,7 +119,8 @@ class Engine:
         if self._folded:
             self._folded.unfold()
             self._folded = None
-            attach(self.model, self.bank.modules)
+            if self._attached:
+                attach(self.model, self.bank.modules)
 
     @property
     def is_folded(self) -> bool:

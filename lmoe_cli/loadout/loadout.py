@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from lmoe_cli.loadout.base import Base, read_base
 from lmoe_cli.loadout.base import summary as base_summary
 from lmoe_cli.loadout.layout import Assignment, Target
 from lmoe_cli.loadout.profile import weight_at
-from lmoe_cli.loadout.recipe import ExpertEntry, Recipe
+from lmoe_cli.loadout.recipe import ExpertEntry, Recipe, WeightedRouter
 from lmoe_cli.source import Folder, Source, open_source
 
 T = TypeVar("T")
@@ -96,6 +96,11 @@ class Loadout:
             parts.append([expert.name, expert.entry.model_dump(mode="json")])
             parts.append(identity(expert.adapter.source, expert.adapter.stored))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def live(self) -> Loadout:
+        """The same loadout with weights that are blended at run time, whatever its router says."""
+        return replace(self, recipe=self.recipe.model_copy(update={"router": WeightedRouter(type="weighted")}))
 
     def fetch(self, progress: Progress | None = None, *, with_base: bool = True) -> None:
         """Bring everything it needs onto this machine."""

@@ -1,0 +1,169 @@
+"""Does a baked checkpoint compute what the live blend computes, up to one rounding?
+
+Both run in float32 on the same prompts. How far one rounding may move the logits is not guessed but measured: the exact
+blended weights are moved by random amounts of at most half a unit in the last place of the baked dtype, which is what
+rounding does, and the logits of that are compared too. Rounding once and moving at random are of the same size, so the
+baked files must not be much further from the live blend than that; a dropped expert, a wrong scale or a transposed
+matrix is further by orders of magnitude.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmoe_cli.engine.base_model import load_model
+from lmoe_cli.engine.build import start
+from lmoe_cli.engine.engine import Engine
+from lmoe_cli.errors import LmoeError, UsageError
+from lmoe_cli.loadout.base import read_base
+from lmoe_cli.loadout.loadout import Loadout
+from lmoe_cli.source import Folder
+
+PROMPTS = ("Hello.", "Tell me about the weather in the mountains.", "What should I do next, and why?")
+GREEDY_TOKENS = 24
+SLACK = 3.0
+"""How many times further than a random rounding of the same size the baked logits may be."""
+FLOOR = 2e-5
+"""Relative difference that float32 arithmetic makes by itself."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification saw."""
+
+    ok: bool
+    prompts: int
+    positions: int
+    difference: float
+    """Root mean square over all logits, baked less live."""
+    allowed: float
+    """What one rounding allows."""
+    largest: float
+    """Largest difference of one logit."""
+    effect: float
+    """Root mean square of what the blend changes at all, live less base."""
+    same_text: bool
+    """Whether greedy answers agree, but for ties that rounding may turn."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Verdict:
+    """Compare baked files with the live blend.
+
+    Args:
+        loadout: What was baked.
+        folder: The checkpoint.
+        prompts: To run; the experts' examples and a few general ones when empty.
+
+    Raises:
+        UsageError: The recipe's method has no live counterpart.
+        LmoeError: They differ by more than one rounding. Exit code 1.
+    """
+    if loadout.recipe.bake.method != "linear":
+        hint = "leave out --verify, or use method linear"
+        message = f"there is no live blend of method {loadout.recipe.bake.method} to compare with"
+        raise UsageError("verify-impossible", message, hint=hint)
+    engine = start(loadout.live, device="cpu", dtype="float32")
+    inputs = _inputs(engine, prompts)
+    live = [_logits(engine.model, tokens) for tokens in inputs]
+    paths = [_greedy(engine.model, tokens) for tokens in inputs]
+    engine.fold()
+    baked = read_base(Folder(str(folder), folder))
+    changed = set(engine.bank.modules) if baked.dtype == loadout.base.dtype else None
+    _jitter(engine.model, baked.dtype or "float32", changed)
+    moved = [_logits(engine.model, tokens) for tokens in inputs]
+    plain = [_logits(engine.detach(), tokens) for tokens in inputs]
+    del engine
+    other = load_model(baked, dtype=torch.float32, device=torch.device("cpu"))
+    found = [_logits(other, tokens) for tokens in inputs]
+    scale = _rms(torch.cat(live))
+    allowed = SLACK * _rms(_apart(moved, live)) + FLOOR * scale
+    apart = _apart(found, live)
+    same_text = all(
+        _agrees(other, tokens, path, SLACK * float(_apart(moved, live).abs().max()) + FLOOR * scale)
+        for tokens, path in zip(inputs, paths, strict=True)
+    )
+    difference = _rms(apart)
+    verdict = Verdict(
+        difference <= allowed and same_text,
+        len(inputs),
+        sum(len(tokens) for tokens in inputs),
+        difference,
+        allowed,
+        float(apart.abs().max()),
+        _rms(_apart(live, plain)),
+        same_text,
+    )
+    if not verdict.ok:
+        text = "" if same_text else ", and greedy answers differ"
+        message = f"the baked files are {difference:.2g} from the live blend where rounding allows {allowed:.2g}{text}"
+        raise LmoeError("verify-failed", message, hint="nothing was written: please report this", where=str(folder))
+    return verdict
+
+
+def _inputs(engine: Engine, prompts: tuple[str, ...]) -> list[list[int]]:
+    """Tokens of the prompts, or arbitrary ones where the base has no tokenizer."""
+    if not engine.loadout.base.has_tokenizer:
+        generator = torch.Generator().manual_seed(0)
+        size = engine.loadout.base.vocab_size or 2
+        return [torch.randint(size, (24,), generator=generator).tolist() for _ in range(4)]
+    examples = tuple(example for expert in engine.loadout.experts for example in expert.entry.examples)
+    return [engine.encode(prompt) for prompt in prompts or (*examples[:8], *PROMPTS)]
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, tokens: list[int]) -> Tensor:
+    """(T, V), float32."""
+    logits: Tensor = model(input_ids=torch.tensor([tokens])).logits[0].float()
+    return logits
+
+
+@torch.inference_mode()
+def _greedy(model: nn.Module, tokens: list[int]) -> list[int]:
+    """The tokens that greedy decoding adds, without a cache so that nothing else is compared."""
+    path: list[int] = []
+    for _ in range(GREEDY_TOKENS):
+        path.append(int(_logits(model, tokens + path)[-1].argmax()))
+    return path
+
+
+def _agrees(model: nn.Module, tokens: list[int], path: list[int], gap: float) -> bool:
+    """Whether a model would take the same path, but where its two best tokens are closer than ``gap``."""
+    logits = _logits(model, tokens + path)[len(tokens) - 1 : -1]  # (steps, V)
+    chosen = logits.gather(1, torch.tensor(path)[:, None])[:, 0]
+    return bool((logits.amax(dim=1) - chosen <= 2 * gap).all())
+
+
+def _jitter(model: nn.Module, dtype: str, changed: set[str] | None) -> None:
+    """Move weights by at most half a unit in the last place of a dtype, at random.
+
+    Args:
+        model: Holds the exact blend in float32.
+        dtype: What was rounded to.
+        changed: Modules that were rounded; all where None.
+    """
+    epsilon = torch.finfo(getattr(torch, dtype)).eps
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if changed is not None and name not in changed:
+                continue
+            for parameter in module.parameters(recurse=False):
+                exponent = torch.frexp(parameter).exponent - 1
+                unit = torch.ldexp(torch.full_like(parameter, epsilon), exponent)
+                parameter.add_((torch.rand(parameter.shape, generator=generator) - 0.5) * unit)
+
+
+def _apart(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    return torch.cat([(one - other).flatten() for one, other in zip(first, second, strict=True)])
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.double().square().mean().sqrt())

@@ -1,0 +1,1 @@
+"""Measure base, blend and folded blend side by side in one process."""

@@ -1,0 +1,121 @@
+"""Models of real shapes with random weights, made in memory, and random experts on them.
+
+Speed does not depend on what the weights are. Each parameter has a seed of its own, so that a folded one can be made
+anew instead of being kept twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmoe_cli.bank.bank import Bank, blended_modules
+from lmoe_cli.bank.delta import Delta, Term
+from lmoe_cli.bank.gates import Gates
+from lmoe_cli.bank.tree import Location, Tree
+
+QWEN3 = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936, "max_position_embeddings": 40_960}
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-0.6b": {
+        **QWEN3,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-4b": {
+        **QWEN3,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-8b": {
+        **QWEN3,
+        "hidden_size": 4096,
+        "intermediate_size": 12_288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": False,
+    },
+}
+"""Name → the settings of that model's own ``config.json``."""
+
+SMALL_VOCABULARY = 512
+"""Rows of the embedding where only some layers are measured, so that the head does not drown them."""
+SPREAD = 0.02
+
+
+def synthetic_model(shape: str, layers: int | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A model of a real shape with random weights.
+
+    Args:
+        shape: Key of `SHAPES`.
+        layers: How many of its layers; all, with the whole vocabulary, when None.
+        dtype: Of the weights.
+        device: Where to.
+    """
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    settings = dict(SHAPES[shape])
+    if layers is not None:
+        settings |= {"num_hidden_layers": layers, "vocab_size": SMALL_VOCABULARY}
+    config = Qwen3Config(**settings, use_cache=True)
+    with torch.device("meta"):
+        model: nn.Module = Qwen3ForCausalLM(config)
+    model = model.to(dtype).to_empty(device=device)
+    model.tie_weights()
+    for name, parameter in model.named_parameters():
+        fill(name, parameter)
+    _restore_buffers(model)
+    return model.eval().requires_grad_(False)
+
+
+def fill(name: str, parameter: nn.Parameter) -> None:
+    """Give a parameter the random values that belong to its name."""
+    with torch.no_grad():
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+            return
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
+        generator = torch.Generator(parameter.device).manual_seed(seed)
+        parameter.uniform_(-SPREAD, SPREAD, generator=generator)
+
+
+def _restore_buffers(model: nn.Module) -> None:
+    """Compute the rotary frequencies again, which were lost on the meta device."""
+    for module in model.modules():
+        if hasattr(module, "inv_freq"):
+            fresh = type(module)(module.config)  # type: ignore[call-arg]
+            for name, buffer in fresh.named_buffers():
+                setattr(module, name, buffer.to(next(model.parameters()).device))
+
+
+def synthetic_bank(model: nn.Module, experts: int, rank: int, dtype: torch.dtype) -> Bank:
+    """Random experts on every linear layer of the decoder, all with gate 1/E.
+
+    Args:
+        model: From `synthetic_model`.
+        experts: E.
+        rank: Of each expert.
+        dtype: Of the factors.
+    """
+    tree = Tree(model)
+    gates = Gates(experts, next(model.parameters()).device)
+    gates.set([1.0 / experts] * experts)
+    generator = torch.Generator().manual_seed(0)
+    terms: dict[str, list[tuple[Location, Term]]] = {}
+    for name, module in tree.modules.items():
+        if isinstance(module, nn.Linear) and ".layers." in name:
+            d_out, d_in = module.weight.shape
+            for number in range(experts):
+                a = torch.randn(rank, d_in, generator=generator) * SPREAD
+                b = torch.randn(d_out, rank, generator=generator) * SPREAD
+                terms.setdefault(name, []).append((Location(name), Term(number, Delta(a, b))))
+    names = tuple(f"expert{number + 1}" for number in range(experts))
+    return Bank(names, gates, blended_modules(tree, terms, gates, dtype))

@@ -1,0 +1,147 @@
+"""The ways to run a base that are measured against each other, each put in place and taken away again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmoe_cli.bank.bank import Bank, build_bank
+from lmoe_cli.bank.linear import BlendedLinear
+from lmoe_cli.engine.attach import attach, detach, put
+from lmoe_cli.engine.engine import Engine
+from lmoe_cli.loadout.loadout import Loadout
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the base."""
+
+    name: str
+    """``base``, ``blend``, ``folded`` or ``peft``."""
+    experts: int
+    size: int
+    """Bytes of experts that a step reads."""
+    enter: Callable[[], None]
+    leave: Callable[[], None]
+
+
+def _nothing() -> None:
+    pass
+
+
+def base() -> Variant:
+    """The base as it was loaded."""
+    return Variant("base", 0, 0, _nothing, _nothing)
+
+
+def blend(model: nn.Module, bank: Bank) -> Variant:
+    """The base with a bank on it."""
+    return Variant(
+        "blend",
+        len(bank.names),
+        bank.size,
+        lambda: attach(model, bank.modules),
+        lambda: detach(model, bank.modules),
+    )
+
+
+def of_engine(engine: Engine, experts: int) -> Variant:
+    """An engine's base with the first few of its experts on it, at the recipe's weights."""
+    loadout = engine.loadout
+    few = replace(loadout, experts=loadout.experts[:experts])
+    bank = build_bank(engine.model, few, next(engine.model.parameters()).dtype)
+    bank.gates.set([expert.weight for expert in few.experts])
+    return blend(engine.model, bank)
+
+
+def folded_engine(engine: Engine) -> Variant:
+    """An engine's base with all of its experts folded in."""
+    return Variant("folded", len(engine.loadout.experts), 0, engine.fold, engine.unfold)
+
+
+def folded(model: nn.Module, bank: Bank, restore: Callable[[str, nn.Parameter], None]) -> Variant:
+    """The base with a bank's low-rank deltas folded into its weights.
+
+    Args:
+        model: The base.
+        bank: What to fold.
+        restore: Makes a parameter as it was, by its name.
+    """
+
+    def enter() -> None:
+        with torch.no_grad():
+            for module in bank.modules.values():
+                if isinstance(module, BlendedLinear):
+                    weight: Tensor = module.base.weight  # type: ignore[assignment]
+                    weight.add_(module.delta().to(weight.dtype))
+
+    def leave() -> None:
+        changed = {id(module.base) for module in bank.modules.values()}
+        for name, module in model.named_modules():
+            if id(module) in changed:
+                restore(f"{name}.weight", module.weight)
+
+    return Variant("folded", len(bank.names), 0, enter, leave)
+
+
+def random_adapters(experts: int, rank: int) -> Callable[[nn.Module], Any]:
+    """Makes PEFT put random LoRA adapters on all linear layers and activate them together."""
+
+    def make(model: nn.Module) -> Any:
+        import peft
+
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=False)
+        wrapped = peft.get_peft_model(model, config, adapter_name="expert1")
+        for number in range(1, experts):
+            wrapped.add_adapter(f"expert{number + 1}", config)
+        return wrapped
+
+    return make
+
+
+def stored_adapters(loadout: Loadout) -> Callable[[nn.Module], Any]:
+    """Makes PEFT load a loadout's own adapters and activate them together, each at weight 1."""
+
+    def make(model: nn.Module) -> Any:
+        import peft
+
+        folders = {expert.name: expert.adapter.source.fetch(expert.adapter.files) for expert in loadout.experts}
+        (first, folder), *others = folders.items()
+        wrapped = peft.PeftModel.from_pretrained(model, folder, adapter_name=first)
+        for name, other in others:
+            wrapped.load_adapter(other, adapter_name=name)
+        return wrapped
+
+    return make
+
+
+def peft(model: nn.Module, make: Callable[[nn.Module], Any]) -> Variant:
+    """The base with all adapters of PEFT active at once.
+
+    Args:
+        model: The base. PEFT wraps its layers; the wrappers are put in place and taken away like a bank.
+        make: Lets PEFT load adapters onto the model.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = make(model)
+        names = list(wrapped.peft_config)
+        wrapped.base_model.set_adapter(names)
+    wrapped.eval().requires_grad_(False)
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    own: dict[str, nn.Module] = {name: module.get_submodule("base_layer") for name, module in layers.items()}
+    size = sum(
+        parameter.numel() * parameter.element_size()
+        for module in layers.values()
+        for name, parameter in module.named_parameters()
+        if "lora_" in name
+    )
+
+    put(model, own)
+    return Variant("peft", len(names), size, lambda: put(model, layers), lambda: put(model, own))
