@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from lmoe_cli.adapter.summary import quantization_in_name
 from lmoe_cli.findings import Finding, RefusedError, errors, finding
 from lmoe_cli.loadout.identity import Match, canonical, compare, same
-from lmoe_cli.loadout.layout import Assignment
+from lmoe_cli.loadout.layout import HEADS, Assignment
 from lmoe_cli.loadout.loadout import Expert, Loadout
 from lmoe_cli.loadout.profile import matches, weight_at
 
@@ -116,12 +117,14 @@ def _placement(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
         message = f"{expert.name}: {of} do not exist in {loadout.base.ref}: {names}"
         hint = f"it names {expert.adapter.config.base} as its base" if expert.adapter.config else ""
         yield finding("module-missing", expert.name, message, hint)
-    misfits = [reason for item in placed if (reason := _misfit(item))]
-    if misfits:
-        resized = [item for item in placed if _is_resized(loadout, item)]
-        code = "vocabulary-resized" if len(resized) == len(misfits) else "shape-mismatch"
-        hint = "resize the base first, or leave this adapter out" if resized else "it was trained on another base"
-        yield finding(code, expert.name, f"{expert.name}: {len(misfits)} shapes do not fit: {_named(misfits)}", hint)
+    misfits = [(item, reason) for item in placed if (reason := _misfit(item))]
+    for is_vocabulary in (True, False):
+        reasons = [reason for item, reason in misfits if _is_vocabulary(loadout, item) is is_vocabulary]
+        if reasons:
+            code = "vocabulary-resized" if is_vocabulary else "shape-mismatch"
+            hint = "resize the base first, or leave it out" if is_vocabulary else "it was trained on another base"
+            message = f"{expert.name}: {len(reasons)} shapes do not fit: {_named(reasons)}"
+            yield finding(code, expert.name, message, hint)
     for item in placed:
         if item.part.rank > min(item.target.d_out, item.target.d_in):
             message = f"{expert.name}: rank {item.part.rank} is more than {item.part.module} can have"
@@ -148,9 +151,7 @@ def _misfit(item: Assignment) -> str | None:
 
 def _role_misfit(role: str, shape: tuple[int, ...], item: Assignment) -> str | None:
     d_out, d_in = item.target.d_out, item.target.d_in
-    elements = 1
-    for side in shape:
-        elements *= side
+    elements = math.prod(shape)
     stored = (d_in, d_out) if item.target.transposed else (d_out, d_in)
     match role:
         case "ia3":
@@ -164,13 +165,10 @@ def _role_misfit(role: str, shape: tuple[int, ...], item: Assignment) -> str | N
     return None if fits else f"{role} {shape} on {(d_out, d_in)}"
 
 
-def _is_resized(loadout: Loadout, item: Assignment) -> bool:
-    """Whether the misfit is one of vocabulary: a saved embedding or head with another number of rows."""
-    saved = item.part.tensors.get("saved_weight")
-    vocabulary = loadout.base.vocab_size
-    return bool(_misfit(item) and saved and vocabulary and len(saved.info.shape) == 2) and (
-        vocabulary in (item.target.d_out, item.target.d_in) and saved is not None and saved.info.shape[0] != vocabulary
-    )
+def _is_vocabulary(loadout: Loadout, item: Assignment) -> bool:
+    """Whether one side of a matrix is the vocabulary: the input embedding or the output head."""
+    is_head = item.target.module.rpartition(".")[2] in HEADS
+    return is_head or item.target.tensor == loadout.base.layout.embedding
 
 
 def _identity(loadout: Loadout, expert: Expert) -> Iterator[Finding]:

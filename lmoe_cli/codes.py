@@ -175,6 +175,8 @@ RUN = {
     "prompt-empty": _error("There is no text to go on.", "Write something."),
     "context-full": _error("The conversation does not fit the model's context.", "Shorten it, or `/clear`."),
     "template-refused": _error("The base's chat template refuses the conversation.", "Often it takes no system message."),
+    "nothing-said": _error("The conversation is empty.", "Write something."),
+    "command-unknown": _error("The chat has no such command.", "`/help` lists them."),
     "setting-unknown": _error("There is no such sampling setting.", "See the hint."),
     "setting-invalid": _error("A sampling setting is out of range.", "See the range in the message."),
 }

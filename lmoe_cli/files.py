@@ -125,6 +125,13 @@ def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
             partial.unlink(missing_ok=True)
 
 
+def private_file(path: Path) -> None:
+    """Make an empty file that only its owner can read, unless it is there, and the folders above it."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+
+
 @contextlib.contextmanager
 def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """A folder that appears under its name only when the block ends without an error.

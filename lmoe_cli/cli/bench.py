@@ -144,8 +144,7 @@ def _recipe(
     engine = start(loadout.live, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     model = engine.detach()
     found = [variants.base()]
-    for number in range(1, min(count, len(loadout.experts)) + 1):
-        found.append(variants.of_engine(engine, number))
+    found += [variants.of_engine(engine, number + 1) for number in range(min(count, len(loadout.experts)))]
     found.append(variants.folded_engine(engine))
     if with_peft:
         found.append(variants.peft(model, variants.stored_adapters(loadout)))

@@ -21,6 +21,8 @@ class KeyValues:
 
     def __init__(self, model: nn.Module, *, keep: bool = False) -> None:
         self.keep = keep
+        self.reused = 0
+        """Of the last list of tokens, how many were not computed again."""
         self._model = model
         self._device = next(model.parameters()).device
         self._tokens: list[int] = []
@@ -54,7 +56,7 @@ class KeyValues:
             self.clear()
         self._blend = blend
         self._rewind(_common(self._tokens, tokens[:-1]))
-        start = len(self._tokens)
+        start = self.reused = len(self._tokens)
         ids = torch.tensor([tokens[start:]], device=self._device)
         try:
             output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last_only)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import threading
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -42,8 +44,10 @@ class Engine:
         self.sampling = Sampling.of(loadout.recipe.chat)
         self._folded: Folded | None = None
         self._attached = False
+        self._computing = threading.Lock()
+        self._turned = True
         self.attach()
-        self._apply()
+        self._settle()
 
     # -- weights
 
@@ -53,7 +57,7 @@ class Engine:
         return self.router.weights
 
     def set_weights(self, weights: Mapping[str, float] | None = None, **named: float) -> None:
-        """Turn weights; the next token is computed with them.
+        """Turn weights; the next token is computed with them, also where another thread is generating.
 
         Raises:
             NotFoundError: No expert of that name.
@@ -62,7 +66,8 @@ class Engine:
         if self._folded:
             raise UsageError("folded", "the blend is folded into the base", hint="unfold it first")
         self.router.turn({**(weights or {}), **named})
-        self._apply()
+        self._turned = True
+        self._settle()
 
     def set_gates(self, gates: Tensor | Sequence[Sequence[float]]) -> None:
         """Give each row of a batch its own blend, until weights are set again.
@@ -72,8 +77,28 @@ class Engine:
         """
         self.bank.gates.set(gates)
 
+    def _settle(self) -> None:
+        """Bring turned weights to the gates, unless a token is being computed: then its thread does it afterwards."""
+        while self._turned and self._computing.acquire(blocking=False):
+            try:
+                self._apply()
+            finally:
+                self._computing.release()
+
     def _apply(self) -> None:
-        self.bank.gates.set(self.router.gates())
+        if self._turned:
+            self._turned = False
+            self.bank.gates.set(self.router.gates())
+
+    @contextmanager
+    def still(self) -> Iterator[Hashable]:
+        """Hold the blend still for the length of a block, which is given its identity; see `blend`."""
+        try:
+            with self._computing:
+                self._apply()
+                yield self.blend
+        finally:
+            self._settle()
 
     @property
     def blend(self) -> Hashable:
@@ -121,6 +146,17 @@ class Engine:
             self._folded = None
             if self._attached:
                 attach(self.model, self.bank.modules)
+
+    @contextmanager
+    def alone(self) -> Iterator[nn.Module]:
+        """The base alone, bit for bit as it was loaded, for the length of a block."""
+        was_folded = self.is_folded
+        try:
+            yield self.detach()
+        finally:
+            self.attach()
+            if was_folded:
+                self.fold()
 
     @property
     def is_folded(self) -> bool:
@@ -211,10 +247,11 @@ class Engine:
             values or self.key_values(),
             self.encode(prompt),
             sampling or self.sampling,
-            lambda: self.blend,
+            self.still,
             self.decode,
             self.ends,
             self.context,
+            continues=not self.has_template,
         )
 
     def generate(self, prompt: str | Sequence[Message], **settings: Any) -> str:
@@ -252,5 +289,6 @@ class Engine:
         Returns:
             (B, T, V).
         """
-        output: Tensor = self.model(input_ids=tokens.to(self.bank.gates.values.device)).logits
+        with self.still():
+            output: Tensor = self.model(input_ids=tokens.to(self.bank.gates.values.device)).logits
         return output

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,10 +57,11 @@ class Generation:
         values: Keys and values of the conversation.
         prompt: Tokens so far.
         sampling: How to choose.
-        blend: Gives the identity of the blend in force, asked before every token.
+        still: Holds the blend still while a token is computed, and tells its identity.
         decode: Tokens → text.
         ends: Tokens that end an answer.
         context: Most tokens the model can hold.
+        continues: The answer goes on in the middle of the prompt's text, rather than being a turn of its own.
     """
 
     def __init__(
@@ -67,17 +69,19 @@ class Generation:
         values: KeyValues,
         prompt: Sequence[int],
         sampling: Sampling,
-        blend: Callable[[], Hashable],
+        still: Callable[[], AbstractContextManager[Hashable]],
         decode: Callable[[list[int]], str],
         ends: frozenset[int],
         context: int,
+        *,
+        continues: bool = False,
     ) -> None:
         self.prompt = list(prompt)
         self.new: list[int] = []
         self.text = ""
-        self._values, self._sampling, self._blend = values, sampling, blend
+        self._values, self._sampling, self._still = values, sampling, still
         self._ends, self._context = ends, context
-        self._decoder = _Decoder(decode)
+        self._decoder = _Decoder(decode, self.prompt[-1:] if continues else [])
         self._started = time.perf_counter()
         self._first = self._last = self._started
         self._reused = 0
@@ -97,13 +101,14 @@ class Generation:
         """
         chooser = Chooser(self._sampling)
         held = _HeldBack(self._sampling.stop)
-        self._reused = min(self._values.tokens, len(self.prompt) - 1)
         while True:
             tokens = self.prompt + self.new
-            token = chooser.next(tokens, self._values.logits(tokens, self._blend()))
+            with self._still() as blend:
+                logits = self._values.logits(tokens, blend)
+            token = chooser.next(tokens, logits)
             self._last = time.perf_counter()
             if not self.new:
-                self._first = self._last
+                self._first, self._reused = self._last, self._values.reused
             self.new.append(token)
             finish: Finish | None = None
             if token in self._ends:
@@ -125,12 +130,17 @@ class Generation:
 
 
 class _Decoder:
-    """Text of tokens as they come; holds back what is not yet a whole character."""
+    """Text of tokens as they come; holds back what is not yet a whole character.
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+    Args:
+        decode: Tokens → text.
+        before: Tokens whose text stands in front; a tokenizer may drop a space that begins a text.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], before: Sequence[int]) -> None:
         self._decode = decode
-        self._tokens: list[int] = []
-        self._done = 0
+        self._tokens = list(before)
+        self._done = len(self._tokens)
         self._window = 0
 
     def add(self, token: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -37,21 +37,11 @@ class Sampling:
         Raises:
             UsageError: A setting is unknown or out of range.
         """
-        from pydantic import ValidationError
-
-        names = {field.name for field in fields(self)}
+        names = [field.name for field in fields(self)]
         if unknown := changes.keys() - names:
-            known = ", ".join(sorted(names))
-            raise UsageError("setting-unknown", f"no setting '{min(unknown)}'", hint=f"settings: {known}")
-        try:
-            ChatSettings.model_validate({key: list(v) if key == "stop" else v for key, v in changes.items()})
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            message = f"{first['loc'][0]}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-            raise UsageError("setting-invalid", message) from error
-        if "stop" in changes:
-            changes["stop"] = tuple(changes["stop"])
-        return replace(self, **changes)
+            hint = f"settings: {', '.join(names)}"
+            raise UsageError("setting-unknown", f"no setting '{min(unknown)}'", hint=hint)
+        return Sampling.of(ChatSettings().with_(**{**asdict(self), **changes}))
 
     @staticmethod
     def of(settings: ChatSettings) -> Sampling:

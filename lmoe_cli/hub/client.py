@@ -71,7 +71,9 @@ def client() -> Any:
         from huggingface_hub.utils import disable_progress_bars, logging
         from huggingface_hub.utils._http import default_client_factory
     except ValueError as error:  # it reads the environment
-        raise UsageError("usage", f"the Hub's client: {error}", hint="check HF_ENDPOINT and other HF_* variables") from error
+        raise UsageError(
+            "usage", f"the Hub's client: {error}", hint="check HF_ENDPOINT and other HF_* variables"
+        ) from error
 
     huggingface_hub.set_client_factory(lambda: _bounded(default_client_factory()))
     huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = CHUNK
@@ -151,11 +153,11 @@ def translated(name: str, revision: str | None = None) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         raise _unreachable(name, error) from error
-    except RuntimeError as error:  # of the client's faster transport
-        raise _unreachable(name, error) from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, _http().InvalidURL) as error:
         message = f"{name}: the server's answer is not one of a Hub"
         raise NetworkError("hub-answer", message, hint="check HF_ENDPOINT", where=name) from error
+    except RuntimeError as error:  # of the client's faster transport
+        raise _unreachable(name, error) from error
 
 
 def _http() -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+from lmoe_cli.errors import UsageError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")]
 Number = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
@@ -100,6 +103,28 @@ class ChatSettings(Entry):
     seed: int | None = Field(None, ge=0, lt=1 << 63, description="Makes sampled answers repeatable.")
     stop: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=16, description="Texts that end an answer.")
 
+    def with_(self, **changes: Any) -> ChatSettings:
+        """The same with some settings changed, each checked as in a recipe.
+
+        Raises:
+            UsageError: A setting is unknown or out of range.
+        """
+        known = list(type(self).model_fields)
+        for name in changes:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                hint = f"did you mean '{close[0]}'?" if close else f"settings: {', '.join(known)}"
+                raise UsageError("setting-unknown", f"no setting '{name}'", hint=hint)
+        stop = changes.get("stop")
+        if isinstance(stop, str | tuple):
+            changes["stop"] = [stop] if isinstance(stop, str) else list(stop)
+        try:
+            return type(self).model_validate({**self.model_dump(), **changes})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            message = f"{first['loc'][0]}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+            raise UsageError("setting-invalid", message) from error
+
 
 Method = Literal["linear", "ties", "dare", "dare_ties", "della", "magnitude"]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -125,7 +150,9 @@ class Recipe(Entry):
     name: str = Field("", max_length=100)
     description: str = ""
     base: str = Field(min_length=1, description="`org/name[@revision]`, `hf://org/name`, a folder, or `demo:NAME`.")
-    experts: dict[Name, ExpertEntry] = Field(min_length=1, max_length=256)
+    experts: dict[Name, ExpertEntry] = Field(
+        max_length=256, description="Adapters by a name of their own. With none, the loadout is just its base."
+    )
     router: Router = WeightedRouter(type="weighted")
     modules_to_save: SavedPolicy = Field(
         "refuse",

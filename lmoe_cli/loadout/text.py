@@ -153,6 +153,12 @@ class _Reader:
         return text
 
 
+def is_text(scalar: str) -> bool:
+    """Whether a scalar without quotes is read as text, not as a number, a truth value or nothing."""
+    is_number = INTEGER.match(scalar) or FLOAT.match(scalar) or scalar.lower().lstrip("+-") in (".inf", ".nan")
+    return scalar not in WORDS and not is_number
+
+
 def _place(event: yaml.Event) -> Place:
     mark = event.start_mark
     return Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)

@@ -1,0 +1,34 @@
+"""What was typed before, in a file that may well be impossible to write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from prompt_toolkit.history import FileHistory
+
+from lmoe_cli import files
+from lmoe_cli.errors import LmoeError
+
+
+class History(FileHistory):
+    """Lines that were typed, kept where that is possible.
+
+    Args:
+        path: Of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with suppress(LmoeError):
+            files.private_file(path)
+
+    def load_history_strings(self) -> Iterable[str]:
+        with suppress(OSError):
+            return list(super().load_history_strings())
+        return []
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):
+            super().store_string(string)

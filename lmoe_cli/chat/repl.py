@@ -1,0 +1,218 @@
+"""The chat in a terminal: the prompt and the weights stay in place while the answer streams above them.
+
+One thread runs the prompt, another one does what takes time, one line after the other. Commands that only turn or show
+something act at once, in the middle of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.history import History
+from prompt_toolkit.input import Input
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import Output
+from prompt_toolkit.patch_stdout import patch_stdout
+from rich.console import Console
+from rich.text import Text as Styled
+
+from lmoe_cli.chat.actions import greeting
+from lmoe_cli.chat.bar import Fragments, weights_bar
+from lmoe_cli.chat.commands import acts_at_once, handle
+from lmoe_cli.chat.complete import SessionCompleter
+from lmoe_cli.chat.events import Answer, Event, Leave, Note, Text
+from lmoe_cli.chat.prompt import CONTINUED, PROMPT, make_application
+from lmoe_cli.chat.quoted import is_open
+from lmoe_cli.chat.screen import Screen
+from lmoe_cli.chat.session import Session
+from lmoe_cli.chat.show import rendered
+from lmoe_cli.errors import LmoeError
+from lmoe_cli.findings import from_error
+
+HELLO = Note("/help lists the commands, Alt-↑↓ turn the weights, Ctrl-D leaves")
+BYE = Note("/bye or Ctrl-D leaves")
+
+
+class Repl:
+    """Talks with a user until they leave.
+
+    Args:
+        session: The conversation.
+        history: What was typed before.
+        terminal_in: The terminal's own when None.
+        terminal_out: The terminal's own when None.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        history: History,
+        terminal_in: Input | None = None,
+        terminal_out: Output | None = None,
+    ) -> None:
+        self.session = session
+        self.buffer = Buffer(
+            completer=SessionCompleter(session), history=history, accept_handler=self._accept, multiline=True
+        )
+        self.app = make_application(
+            self.buffer,
+            self._keys(),
+            tail=lambda: self.screen.tail,
+            bar=self._bar,
+            terminal_in=terminal_in,
+            terminal_out=terminal_out,
+        )
+        self.screen = Screen(self.app, Console(highlight=False))
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="answers")
+        self._jobs: list[Future[None]] = []
+        self._is_ascii = not self.app.output.encoding().lower().startswith("utf")
+
+    def run(self) -> None:
+        """Show the prompt until the user leaves."""
+        with patch_stdout(raw=True):
+            try:
+                self.app.run(pre_run=self._greet)
+            finally:
+                self.session.stop()
+                self._worker.shutdown(cancel_futures=True)
+                self.screen.close()
+
+    # -- what was typed
+
+    def _greet(self) -> None:
+        self._show([*greeting(self.session), HELLO])
+        self.screen.print("")
+
+    def _accept(self, buffer: Buffer) -> bool:
+        line = buffer.text
+        if acts_at_once(line):
+            self._echo(line)
+            self._show(handle(self.session, line))
+            if not self.is_busy:
+                self.screen.print("")
+        elif line.strip():
+            if not self.is_busy:
+                self.session.go_on()
+            job = self._worker.submit(self._work, line)
+            self._jobs = [*(other for other in self._jobs if not other.done()), job]
+            job.add_done_callback(self._done)
+        return False  # the line is taken: start with an empty one
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is being given, or anything else that takes time."""
+        return any(not job.done() for job in self._jobs)
+
+    def _work(self, line: str) -> None:
+        self._echo(line)
+        self._show(handle(self.session, line))
+        self.screen.print("")
+        self.session.go_on()
+
+    def _done(self, job: Future[None]) -> None:
+        """Hand a bug in the other thread to whoever started the chat."""
+        if not job.cancelled() and (error := job.exception()):
+            self._leave(error)
+        self.app.invalidate()
+
+    def _leave(self, error: BaseException | None = None) -> None:
+        def leave() -> None:
+            if self.app.is_running and not self.app.is_done:
+                self.app.exit(exception=error) if error else self.app.exit()
+
+        if self.app.loop:
+            self.app.loop.call_soon_threadsafe(leave)
+
+    # -- what comes back
+
+    def _echo(self, line: str) -> None:
+        first, *rest = line.strip("\n").split("\n")
+        text = Styled.assemble((PROMPT, "bold green"), first)
+        for other in rest:
+            text.append(f"\n{CONTINUED}", "dim").append(other)
+        self.screen.print(text)
+
+    def _show(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, Text):
+                self.screen.text(event.text)
+                continue
+            if isinstance(event, Answer):
+                self.screen.end()
+            if isinstance(event, Leave):
+                self._leave()
+            elif (shown := rendered(event)) is not None:
+                self.screen.print(shown)
+
+    def _bar(self) -> Fragments:
+        mixer, speed = self.session.mixer, self.session.speed
+        waiting = sum(not job.done() for job in self._jobs) - 1
+        parts = [
+            "Ctrl-C stops" if self.is_busy else "",
+            f"{waiting} waiting" if waiting > 0 else "",
+            f"{speed:.1f} tok/s" if speed else "",
+        ]
+        right = "  ".join(part for part in parts if part)
+        selected = mixer.selected if mixer.can_turn else -1
+        return weights_bar(mixer.weights, selected, self.screen.columns, right, ascii_only=self._is_ascii)
+
+    # -- keys
+
+    def _keys(self) -> KeyBindings:
+        acts: dict[tuple[str, ...], Callable[[], None]] = {
+            ("enter",): self._enter,
+            ("escape", "enter"): self._newline,
+            ("c-c",): self._interrupt,
+            ("<sigint>",): self._interrupt,
+            ("c-d",): self._delete,
+            ("escape", "up"): partial(self._turn, +1),
+            ("escape", "down"): partial(self._turn, -1),
+            ("escape", "right"): partial(self._select, +1),
+            ("escape", "left"): partial(self._select, -1),
+        }
+        keys = KeyBindings()
+        for pressed, act in acts.items():
+            keys.add(*pressed)(partial(_press, act))
+        return keys
+
+    def _enter(self) -> None:
+        if is_open(self.buffer.text):
+            self._newline()
+        else:
+            self.buffer.validate_and_handle()
+
+    def _newline(self) -> None:
+        self.buffer.newline(copy_margin=False)
+
+    def _interrupt(self) -> None:
+        """Stop what is going on and drop the lines that wait for it; with nothing going on, clear the line."""
+        if self.is_busy:
+            started = [job for job in self._jobs if not job.cancel()]
+            if not all(job.done() for job in started):
+                self.session.stop()
+        elif self.buffer.text:
+            self.buffer.reset()
+        else:
+            self._show([BYE])
+
+    def _delete(self) -> None:
+        if self.buffer.text:
+            self.buffer.delete()
+        else:
+            self._leave()
+
+    def _turn(self, steps: int) -> None:
+        try:
+            self.session.mixer.nudge(steps)
+        except LmoeError as error:
+            self._show([from_error(error)])
+
+    def _select(self, steps: int) -> None:
+        self.session.mixer.select(steps)
+
+
+def _press(act: Callable[[], None], _: KeyPressEvent) -> None:
+    act()

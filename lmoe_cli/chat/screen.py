@@ -1,0 +1,86 @@
+"""Prints above a live prompt. The unfinished line of an answer stands in the prompt's own area until it is complete."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+
+from prompt_toolkit.application import Application
+from rich.console import Console, RenderableType
+
+from lmoe_cli.chat.lines import Lines
+
+
+class Screen:
+    """Any thread may print; the thread of the application draws.
+
+    Args:
+        app: Runs the prompt.
+        console: Gives text its colours; nothing is printed through it.
+    """
+
+    def __init__(self, app: Application[None], console: Console) -> None:
+        self.tail = ""
+        """What the prompt's area shows of the answer."""
+        self._app = app
+        self._console = console
+        self._lines = Lines(lambda: self.columns - 1)
+        self._pending = ""
+        self._lock = threading.Lock()
+
+    @property
+    def columns(self) -> int:
+        return self._app.output.get_size().columns
+
+    def text(self, piece: str) -> None:
+        """Print the next piece of an answer."""
+        with self._lock:
+            self._add(self._lines.add(piece))
+
+    def end(self) -> None:
+        """Complete the last line of an answer."""
+        with self._lock:
+            self._add(self._lines.end())
+
+    def print(self, *shown: RenderableType) -> None:
+        """Print whole lines."""
+        with self._console.capture() as captured:
+            for item in shown:
+                self._console.print(item, width=self.columns)
+        with self._lock:
+            self._pending += captured.get()
+            self._schedule()
+
+    def close(self) -> None:
+        """Print what is left once the prompt is gone."""
+        self.end()
+        with self._lock:
+            self._write()
+
+    def _add(self, lines: Sequence[str]) -> None:
+        self._pending += "".join(f"{line}\n" for line in lines)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._pending:
+            with suppress(RuntimeError):  # the prompt is gone: `close` prints what is left
+                assert self._app.loop is not None, "nothing is printed before the prompt is there"
+                self._app.loop.call_soon_threadsafe(self._flush)
+        else:
+            self.tail = self._lines.rest
+            self._app.invalidate()
+
+    def _flush(self) -> None:
+        """Move complete lines from the prompt's area to the scrollback, with no moment where they are in neither."""
+        with self._lock:
+            if self._pending:
+                self._app.renderer.erase()
+                self._write()
+                self.tail = self._lines.rest
+        self._app.invalidate()
+
+    def _write(self) -> None:
+        text, self._pending = self._pending, ""
+        self._app.output.write_raw(text)
+        self._app.output.flush()

@@ -1,0 +1,57 @@
+"""How the events of a conversation look."""
+
+from __future__ import annotations
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text as Styled
+
+from lmoe_cli.chat.events import Answer, Event, Facts, Heading, Note, weights_text
+from lmoe_cli.findings import Finding
+
+COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+ENDS = {"interrupted": "stopped", "length": "cut at max_new_tokens", "context": "cut at the end of the context"}
+
+
+def rendered(event: Event) -> RenderableType | None:
+    """What to print for an event; None for pieces of text, which run on, and for what says nothing."""
+    match event:
+        case Note(text):
+            return Styled(text, style="dim")
+        case Heading(text):
+            return Styled(text, style="bold")
+        case Answer():
+            return Styled(status(event), style="dim")
+        case Finding():
+            return _finding(event)
+        case Facts(title, rows):
+            return _facts(title, rows)
+    return None
+
+
+def status(answer: Answer) -> str:
+    """The line after an answer."""
+    timings = answer.timings
+    parts = [
+        f"{timings.tokens_per_s:.1f} tok/s" if timings.tokens_per_s else "",
+        f"first token {timings.first_token_s:.2f} s",
+        f"{timings.new_tokens} tokens",
+        weights_text(answer.weights),
+        ENDS.get(answer.finish, ""),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _finding(found: Finding) -> Styled:
+    text = Styled.assemble((f"{found.severity}: ", COLOURS[found.severity]), found.message)
+    return text.append(f"\n  hint: {found.hint}", style="dim") if found.hint else text
+
+
+def _facts(title: str, rows: tuple[tuple[str, str], ...]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.title, table.title_justify, table.title_style = title, "left", "bold"
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Styled(name), Styled(value))
+    return table

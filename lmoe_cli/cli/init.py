@@ -1,0 +1,89 @@
+"""`lmoe init`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lmoe_cli.cli import params
+from lmoe_cli.cli.output import Output, show_finding
+from lmoe_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from lmoe_cli.adapter.adapter import Adapter
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--from", "adapters", multiple=True, required=True, metavar="REF", help="An adapter; may be repeated.")
+@click.option("--base", metavar="REF", help="The base; the one that the adapters name when left out.")
+@params.force
+@params.token
+@params.output
+def init(
+    file: Path, adapters: tuple[str, ...], base: str | None, force: bool, token: str | None, out: Output
+) -> None:
+    """Write a recipe for some adapters.
+
+    Only their configs and headers are read. Each becomes an expert of equal weight, named after its folder or
+    repository.
+    """
+    from lmoe_cli.adapter.soundness import inspect_adapter
+    from lmoe_cli.files import write_file
+    from lmoe_cli.loadout.recipe import ExpertEntry, Recipe
+    from lmoe_cli.loadout.write import recipe_text
+    from lmoe_cli.source import open_source
+
+    found = [inspect_adapter(open_source(ref, token=token)) for ref in adapters]
+    experts: dict[str, ExpertEntry] = {}
+    for adapter in found:
+        entry = ExpertEntry(adapter=_kept(adapter.ref, file), weight=round(1 / len(found), 2))
+        experts[_name(adapter.ref, experts)] = entry
+    chosen = base or _base(found)
+    recipe = Recipe(name=file.stem, base=_kept(chosen, file), experts=experts)
+    write_file(file, recipe_text(recipe).encode(), force=force)
+    findings = [item for adapter in found for item in adapter.findings]
+    if not out.as_json:
+        for item in findings:
+            show_finding(item)
+    out.say(f"{file}: {len(experts)} experts on {chosen}; next: lmoe check {file}")
+    out.finish({"file": str(file), "recipe": recipe.model_dump(mode="json", exclude_defaults=True)}, findings)
+
+
+def _name(ref: str, taken: dict[str, ExpertEntry]) -> str:
+    """A short name for an expert, not used yet."""
+    last = ref.removeprefix("demo:").partition("@")[0].rstrip("/").rpartition("/")[2]
+    bare = re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-_")[:32] or "expert"
+    bare = bare if bare[0].isalpha() else f"expert-{bare}"
+    return next(name for name in [bare, *(f"{bare}-{number}" for number in range(2, 1000))] if name not in taken)
+
+
+def _base(adapters: list[Adapter]) -> str:
+    """The base that all adapters name.
+
+    Raises:
+        UsageError: They name none, or different ones.
+    """
+    from lmoe_cli.loadout.identity import canonical, same
+
+    claims = [adapter.config.base for adapter in adapters if adapter.config and adapter.config.base]
+    if not claims:
+        raise UsageError("base-needed", "the adapters do not name their base", hint="--base REF")
+    other = next((claim for claim in claims if not same(canonical(claim), canonical(claims[0]))), None)
+    if other:
+        message = f"the adapters name different bases: {claims[0]} and {other}"
+        raise UsageError("base-needed", message, hint="--base REF, and accept_base in the recipe")
+    return claims[0]
+
+
+def _kept(ref: str, file: Path) -> str:
+    """A reference as it must stand in the recipe: folders relative to it where they lie below it."""
+    path = Path(ref).expanduser()
+    if ref.startswith(("demo:", "hf://")) or not path.is_dir():
+        return ref
+    here = file.parent.resolve()
+    real = path.resolve()
+    return f"./{real.relative_to(here).as_posix()}" if real.is_relative_to(here) else str(real)

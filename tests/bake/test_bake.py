@@ -1,0 +1,231 @@
+"""A bake is whole, repeatable, told in its report, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+
+import pytest
+import tiny
+import torch
+from laws.cases import MIXED, Case, case
+from safetensors.torch import load_file
+
+from lmoe_cli import files
+from lmoe_cli.bake.adapter import bake_adapter
+from lmoe_cli.bake.model import bake_model
+from lmoe_cli.bake.verify import verify
+from lmoe_cli.errors import LmoeError, ResourceError, UsageError
+from lmoe_cli.loadout.recipe import BakeSettings
+
+
+@pytest.fixture(scope="module")
+def loadout():
+    return case("qwen3", "lora").loadout(MIXED)
+
+
+def with_method(loadout, **settings):
+    from dataclasses import replace
+
+    return replace(loadout, recipe=loadout.recipe.model_copy(update={"bake": BakeSettings(**settings)}))
+
+
+def test_shards_hold_the_same_tensors_as_one_file_and_transformers_reads_them(loadout, tmp_path):
+    bake_model(loadout, tmp_path / "one")
+    bake_model(loadout, tmp_path / "many", shard_size=20_000)
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    shards = {file for file in os.listdir(tmp_path / "many") if file.startswith("model-")}
+    assert len(shards) > 2
+    assert set(index["weight_map"].values()) == shards
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    many = {name: load_file(tmp_path / "many" / file)[name] for name, file in index["weight_map"].items()}
+    assert one.keys() == many.keys()
+    assert all(torch.equal(tensor, many[name]) for name, tensor in one.items())
+    assert index["metadata"]["total_size"] == sum(tensor.numel() * tensor.element_size() for tensor in one.values())
+    with torch.no_grad():
+        ids = tiny.tokens()
+        assert torch.equal(tiny.load(tmp_path / "one")(ids).logits, tiny.load(tmp_path / "many")(ids).logits)
+
+
+def test_the_bytes_do_not_depend_on_how_many_files_are_written_at_a_time(loadout, tmp_path):
+    for name, settings in (("linear", {}), ("random", {"method": "dare_ties", "seed": 3})):
+        own = with_method(loadout, **settings)
+        hashes = []
+        for jobs in (1, 3):
+            report = bake_model(own, tmp_path / f"{name}{jobs}", shard_size=20_000, jobs=jobs)
+            hashes.append(report["files"])
+        assert hashes[0] == hashes[1]
+
+
+def test_a_weight_is_rounded_once_from_the_exact_sum(loadout, tmp_path):
+    bake_model(loadout, tmp_path / "exact", dtype="float32")
+    bake_model(loadout, tmp_path / "half", dtype="bfloat16")
+    exact = load_file(tmp_path / "exact" / "model.safetensors")
+    half = load_file(tmp_path / "half" / "model.safetensors")
+    assert all(torch.equal(tensor.bfloat16(), half[name]) for name, tensor in exact.items())
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_report_tells_recipe_hashes_and_what_became_of_every_tensor(loadout, tmp_path):
+    bake_model(loadout, tmp_path / "baked")
+    report = json.loads((tmp_path / "baked" / "bake-report.json").read_text())
+    file = tmp_path / "baked" / "model.safetensors"
+    assert report["files"] == {"model.safetensors": hashlib.sha256(file.read_bytes()).hexdigest()}
+    weights = (case("qwen3", "lora").one / "adapter_model.safetensors").read_bytes()
+    assert report["experts"]["one"]["sha256"] == {"adapter_model.safetensors": hashlib.sha256(weights).hexdigest()}
+    assert report["weights"] == MIXED
+    before, after = load_file(case("qwen3", "lora").base / "model.safetensors"), load_file(file)
+    for tensor in report["tensors"]:
+        plain, new = before[tensor["name"]].double(), after[tensor["name"]].double()
+        assert tensor["change"] == pytest.approx(float((new - plain).norm() / plain.norm()), rel=1e-3)
+        assert tensor["experts"] == ["one", "two"]
+    assert report["changed"] + report["copied"] == len(after)
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_nothing_is_left_when_the_disk_is_full_half_way(loadout, tmp_path, monkeypatch, kind):
+    real, calls = os.write, []
+
+    def full(descriptor, data):
+        calls.append(len(data))
+        if len(calls) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(files.os, "write", full)
+    bake = bake_model if kind == "model" else bake_adapter
+    with pytest.raises(ResourceError, match="full"):
+        bake(loadout, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_where_there_is_no_room(loadout, tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ResourceError, match="free"):
+        bake_model(loadout, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_bake_leaves_what_stood_there(loadout, tmp_path, fault):
+    bake_model(loadout, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def stop(size):
+        raise fault
+
+    with pytest.raises(fault):
+        bake_model(loadout, tmp_path / "out", force=True, advance=stop)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_replaces_a_model_but_no_other_folder(loadout, tmp_path):
+    bake_model(loadout, tmp_path / "out")
+    with pytest.raises(UsageError, match="exists"):
+        bake_model(loadout, tmp_path / "out")
+    bake_model(loadout, tmp_path / "out", force=True)
+    precious = tmp_path / "home"
+    precious.mkdir()
+    (precious / "letter.txt").write_text("keep me")
+    with pytest.raises(UsageError, match="not a model"):
+        bake_model(loadout, precious, force=True)
+    assert (precious / "letter.txt").read_text() == "keep me"
+
+
+def test_a_weight_too_large_for_the_dtype_is_an_error_and_not_infinity(tmp_path):
+    own = case("llama", "lora").loadout({"one": 99.0})
+    big = tmp_path / "big"
+    model = tiny.load(own.base.source.path)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.fill_(65_503.0)
+    model.save_pretrained(big)
+    loud = Case(big, case("llama", "lora").one, case("llama", "lora").two).loadout({"one": 99.0})
+    with pytest.raises(LmoeError, match="float16"):
+        bake_model(loud, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_verification_accepts_one_rounding(loadout, tmp_path, dtype):
+    bake_model(loadout, tmp_path / "out", dtype=dtype)
+    verdict = verify(loadout, tmp_path / "out")
+    assert verdict.ok
+    assert verdict.difference < 0.1 * verdict.effect
+
+
+@pytest.mark.parametrize(
+    "fault", ["an expert dropped", "a weight a little off", "a matrix transposed", "rounded twice", "ties not cut"]
+)
+def test_verification_refuses_what_is_more_than_one_rounding(loadout, tmp_path, fault):
+    baked, wrong = loadout, loadout
+    dtype = "bfloat16"
+    if fault == "an expert dropped":
+        wrong = case("qwen3", "lora").loadout({"one": MIXED["one"]})
+    elif fault == "a weight a little off":
+        wrong = case("qwen3", "lora").loadout({"one": MIXED["one"], "two": MIXED["two"] * 1.1})
+    elif fault == "ties not cut":
+        baked = wrong = case("qwen3", "embedding").loadout(MIXED)
+        dtype = "float32"
+    bake_model(wrong, tmp_path / "out", dtype=dtype)
+    weights = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(weights)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    if fault == "a matrix transposed":
+        tensors[name] = tensors[name].T.contiguous()
+    elif fault == "rounded twice":
+        coarse = {key: tensor.to(torch.float8_e4m3fn).to(tensor.dtype) for key, tensor in tensors.items()}
+        tensors = coarse
+    elif fault == "ties not cut":
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    from safetensors.torch import save_file
+
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(LmoeError, match="from the live blend"):
+        verify(baked, tmp_path / "out")
+
+
+def test_a_bake_that_fails_verification_is_not_published(loadout, tmp_path):
+    def differs(folder):
+        assert (folder / "model.safetensors").exists()
+        raise LmoeError("verify-failed", "they differ")
+
+    with pytest.raises(LmoeError, match="differ"):
+        bake_model(loadout, tmp_path / "out", verify=differs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_for_vllm_has_one_rank_of_those_it_takes(loadout, tmp_path):
+    report = bake_adapter(loadout, tmp_path / "out", target="vllm")
+    assert {module["rank"] for module in report["modules"]} == {8}
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["r"] == 8
+    assert config["rank_pattern"] == {}
+    with pytest.raises(UsageError, match="DoRA"):
+        bake_adapter(case("qwen3", "dora").loadout(MIXED), tmp_path / "other", target="vllm")
+
+
+def test_an_adapter_cut_to_a_rank_says_what_was_lost(loadout, tmp_path):
+    own = case("qwen3", "lora")
+    report = bake_adapter(loadout, tmp_path / "out", rank=3)
+    exact, cut = (tiny.peft_model(own.base, folder) for folder in (_exact(loadout, tmp_path), tmp_path / "out"))
+    deltas = [
+        {
+            name: module.get_delta_weight("default")
+            for name, module in model.named_modules()
+            if hasattr(module, "lora_A")
+        }
+        for model in (exact, cut)
+    ]
+    for module in report["modules"]:
+        whole, left = (found[f"base_model.model.{module['name']}"] for found in deltas)
+        assert module["rank"] == 3
+        assert module["error"] == pytest.approx(float((whole - left).norm() / whole.norm()), rel=1e-3)
+        assert module["error"] > 0.01
+
+
+def _exact(loadout, folder):
+    bake_adapter(loadout, folder / "exact")
+    return folder / "exact"

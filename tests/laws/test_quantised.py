@@ -1,0 +1,98 @@
+"""A quantised base runs under a blend, and the experts on it are exact."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from laws.cases import Case
+from lmoe_cli.bake.plan import make_plan
+from lmoe_cli.engine.build import start
+from lmoe_cli.errors import UsageError
+from lmoe_cli.findings import RefusedError
+
+WIDE = {
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+}
+"""bitsandbytes packs blocks of 64 weights."""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A base whose layers are wide enough to be quantised, with adapters on it."""
+    folder = tmp_path_factory.mktemp("wide")
+    base = tiny.save_base("llama", folder / "base", **WIDE)
+    made = {variant: tiny.save_adapter(base, variant, folder / variant) for variant in ("lora", "dora")}
+    return {variant: Case(base, adapter, adapter) for variant, adapter in made.items()}
+
+
+def settings(kind):
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+
+
+def quantised(folder, kind):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=settings(kind), dtype=torch.float32, device_map="cpu"
+    )
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+def test_an_expert_on_a_quantised_base_acts_on_what_the_quantised_weights_stand_for(kind, variant, wide, tmp_path):
+    from peft.utils.integrations import dequantize_module_weight
+
+    own = wide[variant]
+    dense = tiny.load(own.base)
+    for name, module in quantised(own.base, kind).named_modules():  # before a forward packs the weights
+        if "bnb" in type(module).__module__ or "bitsandbytes" in type(module).__module__:
+            dense.get_submodule(name).weight.data = dequantize_module_weight(module).float()
+    with torch.no_grad():
+        plain = dense(tiny.tokens()).logits
+    dense.save_pretrained(tmp_path)
+    with torch.no_grad():
+        theirs = tiny.peft_model(tmp_path, own.one)(tiny.tokens()).logits
+    engine = start(own.loadout({"one": 1.0}), device="cpu", dtype="float32", quantize=kind)
+    ours = engine.logits(tiny.tokens())
+    with torch.no_grad():
+        noise = (engine.detach()(tiny.tokens()).logits - plain).abs().max()  # quantised layers compute coarsely
+    effect = (theirs - plain).abs().max()
+    assert (ours - theirs).abs().max() < 3 * noise + 1e-3
+    assert noise < 0.1 * effect, "the comparison would see nothing"
+
+
+def test_a_quantised_base_cannot_be_folded_into(wide):
+    engine = start(wide["lora"].loadout({"one": 1.0}), device="cpu", dtype="float32", quantize="nf4")
+    before = engine.logits(tiny.tokens())
+    with pytest.raises(UsageError, match="quantised"):
+        engine.fold()
+    assert torch.equal(engine.logits(tiny.tokens()), before)
+
+
+def test_a_checkpoint_that_is_stored_quantised_runs_but_is_not_baked(wide, tmp_path):
+    from lmoe_cli.check import check
+    from lmoe_cli.loadout.loadout import resolve
+    from lmoe_cli.loadout.recipe import Recipe
+
+    quantised(wide["lora"].base, "nf4").save_pretrained(tmp_path / "quantised")
+    experts = {"one": {"adapter": str(wide["lora"].one)}}
+    recipe = Recipe.model_validate({"base": str(tmp_path / "quantised"), "experts": experts})
+    loadout = resolve(recipe, "a test")
+    report = check(loadout)
+    assert report.ok
+    assert "base-quantized" in {item.code for item in report.findings}
+    engine = start(loadout, device="cpu", dtype="float32")
+    fresh = start(wide["lora"].loadout({"one": 1.0}), device="cpu", dtype="float32", quantize="nf4")
+    torch.testing.assert_close(engine.logits(tiny.tokens()), fresh.logits(tiny.tokens()))
+    with pytest.raises(RefusedError):
+        make_plan(loadout)
