@@ -89,6 +89,7 @@ ADAPTERS = {
         "The weights are a pickle, which can run code when it is read.", "`lmoe pull REF --allow-pickle` converts it."
     ),
     "pickle-refused": _error("The pickle names something else than tensors.", "Do not open it. " + AUTHOR),
+    "pulled-unsupported": _warning("It was pulled as asked, but lmoe cannot run it.", "The other findings say why."),
     "peft-type-unsupported": _error("lmoe cannot run this PEFT type exactly.", "Convert it to LoRA with PEFT."),
     "setting-unsupported": _error("A setting makes it more than a fixed delta on the weights.", "Run it with PEFT."),
     "task-unsupported": _error("It was not trained for a causal language model.", "Use the library of its task."),
@@ -161,6 +162,7 @@ RUN = {
     ),
     "weights-not-finite": _error("A weight of an adapter is NaN or infinite.", AUTHOR),
     "base-unloadable": _error("transformers cannot make a causal language model of the base.", "See the reason it gives."),
+    "base-incomplete": _error("The checkpoint lacks weights that its model class has.", AGAIN),
     "tokenizer-broken": _error("The base's tokenizer cannot be loaded.", AGAIN),
     "device-unknown": _error("This machine has no such device.", "`cpu`, `cuda`, `cuda:0`, `mps`."),
     "extra-missing": _error("An optional library is needed.", "Install the extra that the hint names."),

@@ -66,7 +66,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free some space or choose another place with --out"
+            hint = "free some space or choose another place"
             raise ResourceError("disk-full", f"{path}: the disk is full", hint=hint, where=str(path)) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise AccessError("not-writable", f"{path}: no permission to write there", where=str(path)) from error
@@ -85,7 +85,8 @@ def require_space(folder: Path, size: int) -> None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < size:
-        message = f"{folder}: {size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"
+        unit, name = (1e9, "GB") if size > 1e9 else (1e6, "MB")
+        message = f"{folder}: {size / unit:.1f} {name} needed, {free / unit:.1f} {name} free"
         raise ResourceError("disk-full", message, hint="free some space or choose another place", where=str(folder))
 
 
@@ -256,6 +257,12 @@ def remove(path: Path) -> None:
     """Remove a file, if it is there."""
     with writing(path):
         path.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that lmoe made and all that is in it, if it is there."""
+    with writing(path), contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
 
 
 def _exists(path: Path) -> UsageError:

@@ -66,6 +66,14 @@ class Source(ABC):
     def local(self, name: str) -> Path | None:
         """Where a file stands on this machine, if it does."""
 
+    def discard_damaged(self, names: Collection[str]) -> list[str]:
+        """Remove downloaded files that are not what was announced, so that `fetch` brings them again.
+
+        Returns:
+            Names of the removed files.
+        """
+        return []
+
     def require(self, name: str) -> Path:
         """Where a file stands on this machine.
 
@@ -175,6 +183,9 @@ class Remote(Source):
         with files.reading(cached), cached.open("rb") as file:
             return os.pread(file.fileno(), length, start)
 
+    def discard_damaged(self, names: Collection[str]) -> list[str]:
+        return hub.discard_damaged(self.repository, names)
+
     def fetch(self, names: Collection[str], progress: hub.Progress | None = None) -> Path:
         for name in names:
             inside(name, self.where(name))
@@ -205,7 +216,7 @@ def open_source(
         return Folder(ref.rstrip("/") or ref, found)
     name, _, written = ref.removeprefix("hf://").removeprefix("models/").partition("@")
     looks_like_path = ref.startswith((".", "/", "~")) or "\\" in ref or name.count("/") != 1
-    if not forced and looks_like_path and not hub.NAME.fullmatch(name):
+    if not forced and looks_like_path:
         hint = "write organisation/name for a repository of the Hub" if "/" not in ref else "check the path"
         raise NotFoundError("not-found", f"{ref}: no such folder", hint=hint, where=ref)
     revision = revision or written or None
@@ -241,6 +252,8 @@ def _demo(ref: str) -> Folder:
 
 def demos() -> list[str]:
     """Names of what comes with lmoe."""
+    if not DEMO.is_dir():
+        return []
     return sorted(path.name for path in DEMO.iterdir() if (path / "config.json").is_file() or _is_adapter(path))
 
 

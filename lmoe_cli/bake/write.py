@@ -235,6 +235,9 @@ class _Sink:
         self._changed += _squares(exact - plain)
         self._after += _squares(exact)
         self._lost += _squares(rounded.float() - exact)
+        if not math.isfinite(self._before):
+            hint = "the base is damaged: download it again"
+            raise InvalidFileError("weights-not-finite", "a weight of the base is NaN or infinite", hint=hint)
         if not math.isfinite(self._lost):
             name = str(self.dtype).removeprefix("torch.")
             hint = "try --dtype bfloat16 or float32, or smaller weights"

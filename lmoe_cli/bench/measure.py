@@ -68,7 +68,8 @@ class Runner:
     def round(self) -> float:
         """Seconds per step, averaged over one round."""
         generator = torch.Generator().manual_seed(0)
-        prompt = torch.randint(0, 500, (self.load.batch, self.load.context), generator=generator).to(self.device)
+        rows = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        prompt = torch.randint(rows, (self.load.batch, self.load.context), generator=generator).to(self.device)
         cache = self._new_cache()
         self.model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
         token = prompt[:, :1]

@@ -184,14 +184,14 @@ def stats(session: Session, _: str) -> Iterator[Event]:
 
 def save(session: Session, argument: str) -> Iterator[Event]:
     """Write a recipe with the weights in force."""
-    path, force = _path("/save", argument)
+    path, force = _path("/save my.yaml", argument)
     session.save(path, force=force)
     yield Note(f"saved with {weights_text(session.mixer.weights)}: {path}")
 
 
 def load(session: Session, argument: str) -> Iterator[Event]:
     """Go on with another loadout."""
-    path, _ = _path("/load", argument)
+    path, _ = _path("/load my.yaml", argument)
     yield Note(f"loading {path} …")
     yield from (finding for finding in session.load(path) if finding.severity != "note")
     yield from greeting(session)
@@ -199,17 +199,18 @@ def load(session: Session, argument: str) -> Iterator[Event]:
 
 def bake(session: Session, argument: str) -> Iterator[Event]:
     """Bake the weights in force."""
-    path, _ = _path("/bake", argument)
+    path, _ = _path("/bake out/", argument)
     yield Note(f"baking {weights_text(session.mixer.weights)} …")
     yield Note(session.bake(path))
 
 
-def _path(command: str, argument: str) -> tuple[Path, bool]:
+def _path(example: str, argument: str) -> tuple[Path, bool]:
+    """The path that was typed, and whether what stands there may be replaced."""
     words = argument.split()
     force = "--force" in words
     name = argument.replace("--force", "").strip() if force else argument
     if not name:
-        raise UsageError("usage", f"{command} needs a path", hint=f"{command} my.yaml")
+        raise UsageError("usage", f"{example.partition(' ')[0]} needs a path", hint=example)
     return Path(name).expanduser(), force
 
 

@@ -15,20 +15,21 @@ EMPTY = "░"
 def weights_bar(weights: Mapping[str, float], selected: int, width: int, right: str, *, ascii_only: bool) -> Fragments:
     """Draw the bar, in one line of ``width`` columns.
 
-    Gauges shrink where there is little room; where the numbers alone do not fit, the selected expert and its neighbours
-    are shown.
+    Where there is little room gauges shrink, then what stands at the right goes, then all but the selected expert and
+    its neighbours.
 
     Args:
         weights: Expert's name → weight in force.
-        selected: Number of the expert whose knob is selected.
+        selected: Number of the expert whose knob is selected; -1 where no knob turns.
         width: Columns.
         right: Stands at the right end.
         ascii_only: The terminal has no blocks.
     """
-    texts = [f" {name} {weight:.2f} " for name, weight in weights.items()]
+    texts = [f" {name} {weight:5.2f} " for name, weight in weights.items()]
+    right = right if sum(map(len, texts)) + len(right) + 2 <= width else ""
     room = width - len(right) - 2
-    gauge = next((size for size in range(GAUGE, 1, -1) if sum(len(text) + size + 1 for text in texts) <= room), 0)
-    shown = _around(texts, selected, room) if sum(map(len, texts)) > room else range(len(texts))
+    gauge = next((size for size in range(GAUGE, 1, -1) if sum(len(text) + size for text in texts) <= room), 0)
+    shown = _around(texts, max(selected, 0), room) if sum(map(len, texts)) > room else range(len(texts))
     more = ("<", ">") if ascii_only else ("‹", "›")
     found: Fragments = [("class:bar.more", more[0] if shown.start > 0 else " ")]
     for number, (name, weight) in enumerate(weights.items()):
@@ -36,8 +37,8 @@ def weights_bar(weights: Mapping[str, float], selected: int, width: int, right: 
             style = "class:bar.selected" if number == selected else "class:bar.name"
             found.append((style, f" {name} "))
             if gauge:
-                found += [*_gauge(weight, gauge, ascii_only=ascii_only), ("", " ")]
-            found.append((style if not gauge else "class:bar.weight", f"{weight:.2f} "))
+                found += _gauge(weight, gauge, ascii_only=ascii_only)
+            found.append((style if not gauge else "class:bar.weight", f"{weight:5.2f} "))
     found.append(("class:bar.more", more[1] if shown.stop < len(texts) else " "))
     space = width - sum(len(part[1]) for part in found) - len(right)
     return [*found, ("class:bar.right", " " * max(space, 0) + right)]

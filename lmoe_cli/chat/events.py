@@ -60,4 +60,4 @@ Event = Text | Answer | Note | Heading | Facts | Finding | Leave
 
 def weights_text(weights: Mapping[str, float]) -> str:
     """Weights in one line; with none, it is the base that answers."""
-    return "  ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) or "base"
+    return " ".join(f"{name} {weight:.2f}" for name, weight in weights.items()) or "base"

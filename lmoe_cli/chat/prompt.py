@@ -8,7 +8,6 @@ from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.filters import Condition, has_completions
 from prompt_toolkit.formatted_text import AnyFormattedText
-from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.layout import (
     BufferControl,
@@ -22,7 +21,7 @@ from prompt_toolkit.layout import (
     Window,
 )
 from prompt_toolkit.layout.menus import CompletionsMenu
-from prompt_toolkit.output import Output
+from prompt_toolkit.layout.processors import AfterInput, ConditionalProcessor
 from prompt_toolkit.renderer import CPR_Support
 from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
@@ -52,8 +51,7 @@ def make_application(
     *,
     tail: Callable[[], str],
     bar: Callable[[], AnyFormattedText],
-    terminal_in: Input | None = None,
-    terminal_out: Output | None = None,
+    hint: Callable[[], str],
 ) -> Application[None]:
     """Lay out the prompt.
 
@@ -62,11 +60,11 @@ def make_application(
         keys: What keys do beyond editing.
         tail: Gives the unfinished line of an answer.
         bar: Gives the line under the prompt.
-        terminal_in: The terminal's own when None.
-        terminal_out: The terminal's own when None.
+        hint: Gives what stands in the prompt while nothing is typed.
     """
     search = SearchToolbar(ignore_case=True)
-    typing = BufferControl(buffer, search_buffer_control=search.control)
+    hinted = ConditionalProcessor(AfterInput(lambda: [("class:hint", hint())]), Condition(lambda: not buffer.text))
+    typing = BufferControl(buffer, [hinted], search_buffer_control=search.control)
     rows = HSplit(
         [
             ConditionalContainer(_line(tail), Condition(lambda: bool(tail()))),
@@ -83,8 +81,6 @@ def make_application(
         key_bindings=keys,
         style=STYLE,
         erase_when_done=True,
-        input=terminal_in,
-        output=terminal_out,
     )
     # Do not ask the terminal for the cursor's place: the bar stands right under the prompt, wherever that is.
     app.renderer.cpr_support = CPR_Support.NOT_SUPPORTED

@@ -11,16 +11,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.formatted_text import AnyFormattedText
 from prompt_toolkit.history import History
-from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.output import Output
 from prompt_toolkit.patch_stdout import patch_stdout
 from rich.console import Console
 from rich.text import Text as Styled
 
 from lmoe_cli.chat.actions import greeting
-from lmoe_cli.chat.bar import Fragments, weights_bar
+from lmoe_cli.chat.bar import weights_bar
 from lmoe_cli.chat.commands import acts_at_once, handle
 from lmoe_cli.chat.complete import SessionCompleter
 from lmoe_cli.chat.events import Answer, Event, Leave, Note, Text
@@ -42,28 +41,15 @@ class Repl:
     Args:
         session: The conversation.
         history: What was typed before.
-        terminal_in: The terminal's own when None.
-        terminal_out: The terminal's own when None.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        history: History,
-        terminal_in: Input | None = None,
-        terminal_out: Output | None = None,
-    ) -> None:
+    def __init__(self, session: Session, history: History) -> None:
         self.session = session
         self.buffer = Buffer(
             completer=SessionCompleter(session), history=history, accept_handler=self._accept, multiline=True
         )
         self.app = make_application(
-            self.buffer,
-            self._keys(),
-            tail=lambda: self.screen.tail,
-            bar=self._bar,
-            terminal_in=terminal_in,
-            terminal_out=terminal_out,
+            self.buffer, self._keys(), tail=lambda: self.screen.tail, bar=self._bar, hint=self._hint
         )
         self.screen = Screen(self.app, Console(highlight=False))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="answers")
@@ -147,17 +133,18 @@ class Repl:
             elif (shown := rendered(event)) is not None:
                 self.screen.print(shown)
 
-    def _bar(self) -> Fragments:
+    def _bar(self) -> AnyFormattedText:
         mixer, speed = self.session.mixer, self.session.speed
-        waiting = sum(not job.done() for job in self._jobs) - 1
-        parts = [
-            "Ctrl-C stops" if self.is_busy else "",
-            f"{waiting} waiting" if waiting > 0 else "",
-            f"{speed:.1f} tok/s" if speed else "",
-        ]
-        right = "  ".join(part for part in parts if part)
+        right = f"{speed:.1f} tok/s" if speed else ""
         selected = mixer.selected if mixer.can_turn else -1
-        return weights_bar(mixer.weights, selected, self.screen.columns, right, ascii_only=self._is_ascii)
+        return weights_bar(mixer.weights, selected, self.screen.columns, f"{right:>12}", ascii_only=self._is_ascii)
+
+    def _hint(self) -> str:
+        """Stands in the empty prompt."""
+        if not self.is_busy:
+            return "a message, or /help"
+        waiting = sum(not job.done() for job in self._jobs) - 1
+        return f"Ctrl-C stops{f', {waiting} waiting' if waiting > 0 else ''}"
 
     # -- keys
 
@@ -197,6 +184,7 @@ class Repl:
             self.buffer.reset()
         else:
             self._show([BYE])
+            self.screen.print("")
 
     def _delete(self) -> None:
         if self.buffer.text:
@@ -209,6 +197,7 @@ class Repl:
             self.session.mixer.nudge(steps)
         except LmoeError as error:
             self._show([from_error(error)])
+            self.screen.print("")
 
     def _select(self, steps: int) -> None:
         self.session.mixer.select(steps)

@@ -11,6 +11,9 @@ from rich.console import Console, RenderableType
 
 from lmoe_cli.chat.lines import Lines
 
+HOLD, SHOW = "\x1b[?2026h", "\x1b[?2026l"
+"""Synchronised output: terminals that know it draw what lies between at once; others ignore it."""
+
 
 class Screen:
     """Any thread may print; the thread of the application draws.
@@ -28,6 +31,8 @@ class Screen:
         self._lines = Lines(lambda: self.columns - 1)
         self._pending = ""
         self._lock = threading.Lock()
+        self._is_held = False
+        app.after_render += self._release
 
     @property
     def columns(self) -> int:
@@ -57,28 +62,38 @@ class Screen:
         self.end()
         with self._lock:
             self._write()
+        self._release(self._app)
 
     def _add(self, lines: Sequence[str]) -> None:
         self._pending += "".join(f"{line}\n" for line in lines)
         self._schedule()
 
     def _schedule(self) -> None:
-        if self._pending:
-            with suppress(RuntimeError):  # the prompt is gone: `close` prints what is left
-                assert self._app.loop is not None, "nothing is printed before the prompt is there"
-                self._app.loop.call_soon_threadsafe(self._flush)
-        else:
+        loop = self._app.loop
+        if not self._pending:
             self.tail = self._lines.rest
             self._app.invalidate()
+        elif loop:
+            with suppress(RuntimeError):  # closed just now: `close` prints what is left
+                loop.call_soon_threadsafe(self._flush)
 
     def _flush(self) -> None:
         """Move complete lines from the prompt's area to the scrollback, with no moment where they are in neither."""
         with self._lock:
             if self._pending:
+                self._app.output.write_raw(HOLD)
+                self._is_held = True
                 self._app.renderer.erase()
                 self._write()
                 self.tail = self._lines.rest
         self._app.invalidate()
+
+    def _release(self, _: Application[None]) -> None:
+        """The prompt stands below what was printed."""
+        if self._is_held:
+            self._is_held = False
+            self._app.output.write_raw(SHOW)
+            self._app.output.flush()
 
     def _write(self) -> None:
         text, self._pending = self._pending, ""

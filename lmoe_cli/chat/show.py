@@ -35,7 +35,6 @@ def status(answer: Answer) -> str:
     parts = [
         f"{timings.tokens_per_s:.1f} tok/s" if timings.tokens_per_s else "",
         f"first token {timings.first_token_s:.2f} s",
-        f"{timings.new_tokens} tokens",
         weights_text(answer.weights),
         ENDS.get(answer.finish, ""),
     ]

@@ -46,46 +46,42 @@ def main() -> NoReturn:
         try:
             code = lmoe.main(arguments, prog_name="lmoe", standalone_mode=False)
             sys.stdout.flush()
-            sys.exit(code if isinstance(code, int) else 0)
-        except click.exceptions.Exit as error:
-            sys.exit(error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            _leave(LmoeError("interrupted", "interrupted"), arguments, EXIT_INTERRUPTED)
-        except click.UsageError as error:
-            _leave(_usage(error), arguments)
-        except click.ClickException as error:
-            _leave(UsageError("usage", error.format_message()), arguments)
-        except LmoeError as error:
-            if "--debug" in arguments:
-                raise
-            _leave(error, arguments)
-        except MemoryError:
-            hint = "use a smaller base or another machine"
-            _leave(ResourceError("out-of-memory", "not enough memory", hint=hint), arguments)
         except BrokenPipeError:
             raise
+        except click.exceptions.Exit as error:
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            _leave(LmoeError("interrupted", "interrupted"), arguments, EXIT_INTERRUPTED)
         except Exception as error:
-            if "--debug" in arguments:
+            if "--debug" in arguments and not isinstance(error, click.ClickException):
                 raise
-            _leave(_bug(error), arguments, EXIT_BUG)
+            told = _told(error)
+            _leave(told, arguments, EXIT_BUG if told.code == "bug" else told.exit_code)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _usage(error: click.UsageError) -> UsageError:
-    hint = f"{error.ctx.command_path} --help" if error.ctx else "lmoe --help"
-    return UsageError("usage", error.format_message(), hint=hint)
-
-
-def _bug(error: Exception) -> LmoeError:
+def _told(error: Exception) -> LmoeError:
+    """Any exception as an error for the user; one that nobody foresaw is a bug."""
+    if isinstance(error, LmoeError):
+        return error
+    if isinstance(error, click.ClickException):
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f"{context.command_path} --help" if context else "lmoe --help"
+        return UsageError("usage", error.format_message(), hint=hint)
+    # torch's own error is known by name, because torch may not be loaded here
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        hint = "use a smaller base, --quantize nf4, or another machine"
+        return ResourceError("out-of-memory", "not enough memory", hint=hint)
     message = f"a bug in lmoe: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return LmoeError("bug", message, hint="run it again with --debug and report what it prints")
 
 
-def _leave(error: LmoeError, arguments: list[str], code: int | None = None) -> NoReturn:
+def _leave(error: LmoeError, arguments: list[str], code: int) -> NoReturn:
     from lmoe_cli.cli.output import show_error
 
     command = next((argument for argument in arguments if not argument.startswith("-")), "lmoe")
     show_error(error, command=command, as_json="--json" in arguments)
-    sys.exit(error.exit_code if code is None else code)
+    sys.exit(code)

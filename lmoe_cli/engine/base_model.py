@@ -52,17 +52,33 @@ def load_model(
         options["device_map"] = {"": device}
     with _quietly(), _folder(base) as folder:
         try:
-            model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, **options)
-        except torch.OutOfMemoryError as error:
-            hint = "--quantize nf4, or another --device"
-            raise ResourceError(
-                "out-of-memory", f"{base.ref}: no room on {device}", hint=hint, where=base.ref
-            ) from error
+            loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            hint, message = "--quantize nf4, or another --device", f"{base.ref}: no room on {device}"
+            raise ResourceError("out-of-memory", message, hint=hint, where=base.ref) from error
         except (ValueError, KeyError, OSError, RuntimeError, ImportError, AttributeError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             message = f"{base.ref}: transformers cannot load it: {reason}"
             raise InvalidFileError("base-unloadable", message, where=base.ref) from error
+    model: nn.Module = loaded[0]
+    _require_whole(base, loaded[1])
     return model.eval().requires_grad_(False)
+
+
+def _require_whole(base: Base, told: Any) -> None:
+    """Refuse a base of which transformers would make up a part.
+
+    Raises:
+        InvalidFileError: The checkpoint lacks a weight of the model, or has it in another shape.
+    """
+    missing = sorted(str(name) for name in told["missing_keys"])
+    mismatched = sorted(str(entry[0]) for entry in told["mismatched_keys"])
+    if missing or mismatched:
+        first = (missing or mismatched)[0]
+        what = f"lacks {len(missing)} weights" if missing else f"has {len(mismatched)} weights of another shape"
+        message = f"{base.ref}: the checkpoint {what} of its model, such as {first}"
+        hint = "the download is incomplete, or config.json is that of another model"
+        raise InvalidFileError("base-incomplete", message, hint=hint, where=base.ref)
 
 
 def load_tokenizer(base: Base, *, trust_remote_code: bool = False) -> Any:

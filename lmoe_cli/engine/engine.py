@@ -63,7 +63,7 @@ class Engine:
             NotFoundError: No expert of that name.
             UsageError: Not a number, the router is static, or the blend is folded.
         """
-        if self._folded:
+        if self._folded and self.router.can_turn:
             raise UsageError("folded", "the blend is folded into the base", hint="unfold it first")
         self.router.turn({**(weights or {}), **named})
         self._turned = True

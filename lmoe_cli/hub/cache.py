@@ -77,7 +77,7 @@ def discard(name: str, path: Path) -> None:
 def cached_repositories() -> list[CachedRepository]:
     """Every commit of every model repository in the cache, by name."""
     try:
-        scanned = client().scan_cache_dir().repos
+        scanned = client().scan_cache_dir(root()).repos
     except client().errors.CacheNotFound:
         return []
     found = [
@@ -104,7 +104,7 @@ def delete(commits: Collection[str]) -> int:
     Raises:
         AccessError: They could not be deleted.
     """
-    strategy = client().scan_cache_dir().delete_revisions(*commits)
+    strategy = client().scan_cache_dir(root()).delete_revisions(*commits)
     with files.writing(root()):
         strategy.execute()
     left = next((path for path in (*strategy.repos, *strategy.snapshots) if path.exists()), None)

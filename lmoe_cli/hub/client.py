@@ -75,17 +75,17 @@ def client() -> Any:
             "usage", f"the Hub's client: {error}", hint="check HF_ENDPOINT and other HF_* variables"
         ) from error
 
-    huggingface_hub.set_client_factory(lambda: _bounded(default_client_factory()))
+    huggingface_hub.set_client_factory(lambda: _bounded(default_client_factory(), huggingface_hub))
     huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = CHUNK
     logging.set_verbosity_error()
     disable_progress_bars()
     return huggingface_hub
 
 
-def _bounded(session: Any) -> Any:
+def _bounded(session: Any, library: Any) -> Any:
     """Let an HTTP session of the client lose its patience."""
 
-    class Watched(_http().SyncByteStream):  # type: ignore[misc]
+    class Watched(_http(library).SyncByteStream):  # type: ignore[misc]
         def __init__(self, stream: Any) -> None:
             self.stream = stream
 
@@ -99,7 +99,7 @@ def _bounded(session: Any) -> Any:
 
     def before(request: Any) -> None:
         patience.count(0)
-        limit = max(patience.silence_s, client().constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        limit = max(patience.silence_s, library.constants.HF_HUB_DOWNLOAD_TIMEOUT)
         waits = request.extensions.get("timeout", {})
         request.extensions["timeout"] = {kind: min(wait or limit, limit) for kind, wait in waits.items()}
 
@@ -153,16 +153,16 @@ def translated(name: str, revision: str | None = None) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         raise _unreachable(name, error) from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, _http().InvalidURL) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, _http(client()).InvalidURL) as error:
         message = f"{name}: the server's answer is not one of a Hub"
         raise NetworkError("hub-answer", message, hint="check HF_ENDPOINT", where=name) from error
     except RuntimeError as error:  # of the client's faster transport
         raise _unreachable(name, error) from error
 
 
-def _http() -> Any:
+def _http(library: Any) -> Any:
     """The HTTP library of the client, which has changed it before."""
-    return sys.modules[client().errors.HTTPError.__module__.partition(".")[0]]
+    return sys.modules[library.errors.HTTPError.__module__.partition(".")[0]]
 
 
 def _gave_up(name: str, error: GaveUpError) -> NetworkError:

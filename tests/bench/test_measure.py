@@ -1,0 +1,87 @@
+"""What a bench measures is what runs."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from lmoe_cli.bench import variants
+from lmoe_cli.bench.measure import Load, measure, step_bytes
+from lmoe_cli.bench.synthetic import SHAPES, fill, synthetic_bank, synthetic_model
+
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512, "tie_word_embeddings": True}
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.setitem(SHAPES, "small", SMALL)
+    return synthetic_model("small", None, torch.float32, torch.device("cpu"))
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_a_synthetic_model_is_what_transformers_makes_of_its_weights(model):
+    from transformers import Qwen3ForCausalLM
+
+    theirs = Qwen3ForCausalLM(model.config).eval()
+    theirs.load_state_dict(model.state_dict())
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, theirs(ids).logits)
+
+
+def test_every_variant_leaves_the_base_as_it_was(model):
+    bank = synthetic_bank(model, 3, 4, torch.float32)
+    before = state(model)
+    for variant in (
+        variants.blend(model, bank),
+        variants.folded(model, bank, fill),
+        variants.peft(model, variants.random_adapters(2, 4)),
+    ):
+        variant.enter()
+        variant.leave()
+        after = model.state_dict()
+        assert before.keys() == after.keys(), variant.name
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()), variant.name
+
+
+def test_folded_and_blended_compute_the_same(model):
+    bank = synthetic_bank(model, 3, 4, torch.float32)
+    ids = torch.arange(12)[None]
+    logits = []
+    for variant in (variants.base(), variants.blend(model, bank), variants.folded(model, bank, fill)):
+        variant.enter()
+        with torch.no_grad():
+            logits.append(model(ids).logits)
+        variant.leave()
+    torch.testing.assert_close(logits[1], logits[2], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
+
+
+def test_a_planted_slowdown_is_seen(model):
+    def slow(variant, seconds):
+        def enter():
+            model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+
+        def leave():
+            model._forward_pre_hooks.clear()
+
+        return variants.Variant(variant, 0, 0, enter, leave)
+
+    rows = measure(model, [slow("base", 0.02), slow("same", 0.02), slow("slower", 0.03)], Load(1, 4, 4, 5))
+    assert rows[1].ratio_to_base == pytest.approx(1.0, abs=0.12)
+    assert rows[2].ratio_to_base < 0.85
+
+
+def test_bytes_of_a_step_are_those_of_the_weights_it_reads(model):
+    total = sum(parameter.numel() * 4 for parameter in model.parameters())
+    assert step_bytes(model) == total  # tied: the embedding is read as the head
+    bank = synthetic_bank(model, 3, 4, torch.float32)
+    per_layer = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 96), (64, 96), (96, 64)]
+    assert bank.size >= 3 * 2 * 4 * 4 * sum(d_in + d_out for d_in, d_out in per_layer)
+    assert bank.size < 1.2 * 3 * 2 * 4 * 4 * sum(d_in + d_out for d_in, d_out in per_layer)

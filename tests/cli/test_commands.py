@@ -1,0 +1,175 @@
+"""The commands as a script would call them: exit codes, JSON, and what stands where afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from laws.cases import case
+
+ENVELOPE = {"schema", "ok", "data", "findings"}
+
+
+def lmoe(*words, cwd, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "lmoe_cli", *map(str, words)],
+        capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL,
+        env={**os.environ, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", **env},
+    )  # fmt: skip
+
+
+def document(done, command, code=0):
+    assert done.returncode == code, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == ENVELOPE
+    assert found["schema"] == f"lmoe.{command}/1"
+    assert found["ok"] is (code == 0)
+    return found
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with a base, two adapters and a recipe that names them."""
+    own = case("qwen3", "lora")
+    for name, folder in (("base", own.base), ("one", own.one), ("two", own.two)):
+        shutil.copytree(folder, tmp_path / name)
+    (tmp_path / "mix.yaml").write_text(
+        "base: ./base\nexperts:\n  one: {adapter: ./one, weight: 0.5}\n  two: {adapter: ./two, weight: -0.25}\n"
+    )
+    return tmp_path
+
+
+def test_a_recipe_goes_from_check_to_baked_files(place):
+    found = document(lmoe("check", "mix.yaml", "--json", cwd=place), "check")
+    assert found["data"]["recipes"][0]["ok"]
+    found = document(lmoe("bake", "mix.yaml", "--out", "out", "--verify", "--json", cwd=place), "bake")
+    assert found["data"]["report"]["verify"]["ok"]
+    blended = case("qwen3", "lora").engine({"one": 0.5, "two": -0.25}).logits(tiny.tokens())
+    with torch.no_grad():
+        torch.testing.assert_close(tiny.load(place / "out")(tiny.tokens()).logits, blended, rtol=1e-4, atol=1e-4)
+    again = lmoe("bake", "mix.yaml", "--out", "out", cwd=place)
+    assert again.returncode == 2
+    assert "exists" in again.stderr
+    assert lmoe("bake", "mix.yaml", "--out", "out", "--force", cwd=place).returncode == 0
+
+
+def test_a_recipe_finds_its_folders_wherever_it_is_called_from(place, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    assert lmoe("check", place / "mix.yaml", cwd=elsewhere).returncode == 0
+
+
+def test_a_blend_can_be_said_on_the_command_line(place):
+    words = ("--base", "base", "--expert", "one=./one:0.5", "--expert", "two=./two:-0.25")
+    assert lmoe("check", *words, cwd=place).returncode == 0
+    done = lmoe("bake", *words, "--out", "out", "--as", "adapter", "--rank", "2", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "relative error" in done.stdout
+    assert "%" in done.stdout
+    assert (place / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (("bake", "mix.yaml"), 2, "Missing option"),
+        (("bake", "absent.yaml", "--out", "out"), 3, "no such recipe"),
+        (("bake", "mix.yaml", "--base", "base", "--out", "out"), 2, "exclude each other"),
+        (("bake", "--base", "base", "--expert", "one", "--out", "out"), 2, "not NAME=REF"),
+        (("bake", "--base", "base", "--expert", "1x=./one", "--out", "out"), 2, "string should match"),
+        (("bake", "--expert", "one=./one", "--out", "out"), 2, "needs a --base"),
+        (("bake", "mix.yaml", "--rank", "3", "--out", "out"), 2, "--as adapter"),
+        (("bake", "mix.yaml", "--shard-size", "tiny", "--out", "out"), 2, "not a size"),
+        (("bake", "mix.yaml", "--method", "ties", "--verify", "--out", "out"), 2, "no live blend"),
+        (("bake", "mix.yaml", "--out", "mix.yaml"), 2, "exists"),
+        (("bake", "mix.yaml", "--out", "mix.yaml/out"), 2, "cannot write"),
+        (("check",), 2, "no recipe"),
+        (("check", "base"), 2, "is a folder"),
+        (("check", "--base", "one", "--expert", "x=./base"), 3, "no model here"),
+        (("check", "--base", "nobody/nothing", "--expert", "x=./one"), 5, "offline"),
+        (("bench", "mix.yaml", "--synthetic", "qwen3-0.6b"), 2, "excludes"),
+        (("bench", "--synthetic", "qwen3-0.6b", "--layers", "99"), 2, "28 layers"),
+        (("bench", "--synthetic", "qwen3-0.6b", "--device", "moon"), 2, "no device"),
+        (("inspect", "base", "one"), 3, "no model here"),
+        (("inspect", "adapter", "base"), 3, "no adapter here"),
+        (("inspect", "adapter", "mix.yaml"), 2, "a file, not a folder"),
+        (("inspect", "adapter", "demo:rogue"), 3, "no such demo"),
+        (("inspect", "adapter", "../../etc/x"), 3, "no such folder"),
+        (("inspect", "adapter", "org/name@../../x"), 2, "cannot be a revision"),
+    ],
+)
+def test_mistakes_end_with_one_line_a_hint_and_the_right_code(place, words, code, reason):
+    done = lmoe(*words, cwd=place)
+    assert done.returncode == code, done.stderr
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == "" or words[0] == "check"  # whose verdict is its result
+    assert not (place / "out").exists()
+    told = document(lmoe(*words, "--json", cwd=place), words[0], code)
+    assert told["findings"]
+    assert all(item["severity"] in ("error", "warning", "note") for item in told["findings"])
+
+
+def test_parts_that_do_not_fit_stop_every_command_alike(place):
+    config = place / "one" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "pissa"}))
+    for words in (("check", "mix.yaml"), ("bake", "mix.yaml", "--out", "out"), ("bench", "mix.yaml")):
+        done = lmoe(*words, cwd=place)
+        assert done.returncode == 1, words
+        assert "error[init-changes-base]" in done.stderr
+    assert not (place / "out").exists()
+
+
+def test_a_weight_that_is_not_finite_names_its_tensor(place):
+    from safetensors.torch import load_file, save_file
+
+    path = place / "one" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = sorted(tensors)[3]
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path)
+    for words in (("bake", "mix.yaml", "--out", "out"), ("bench", "mix.yaml")):
+        done = lmoe(*words, cwd=place)
+        assert done.returncode == 2
+        assert name in done.stderr
+    assert not (place / "out").exists()
+
+
+def test_annotations_point_at_the_line(place):
+    (place / "bad.yaml").write_text("base: ./base\nexperts:\n  one: {adapter: ./one, wieght: 1}\n")
+    done = lmoe("check", "bad.yaml", "mix.yaml", "--github", cwd=place)
+    assert done.returncode == 2
+    assert "::error file=bad.yaml,line=3,col=25,title=recipe-invalid::" in done.stdout
+
+
+def test_init_writes_a_recipe_that_checks(place):
+    done = lmoe("init", "new.yaml", "--from", "./one", "--from", "./two", "--base", "./base", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert lmoe("check", "new.yaml", cwd=place).returncode == 0
+    assert "adapter: ./one" in (place / "new.yaml").read_text()
+    assert lmoe("init", "new.yaml", "--from", "./one", cwd=place).returncode == 2
+
+
+def test_a_bench_tells_rows_beside_the_base(place):
+    done = lmoe("bench", "mix.yaml", "--rounds", "2", "--steps", "1", "--peft", "--json", cwd=place)
+    rows = document(done, "bench")["data"]["rows"]
+    assert [(row["variant"], row["experts"]) for row in rows] == [
+        ("base", 0), ("blend", 1), ("blend", 2), ("folded", 2), ("peft", 2),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["tokens_per_s"] == pytest.approx(1000 / row["ms_per_token"], rel=0.01)
+        assert 0 < row["byte_limit"] <= 1
+    assert rows[0]["ratio_to_base"] == 1.0
+
+
+def test_a_reader_that_goes_away_is_no_error(place):
+    code = f"{sys.executable} -m lmoe_cli inspect adapter ./one --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=place)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "Error" not in done.stderr
