@@ -161,7 +161,9 @@ RUN = {
         "The model class of this transformers version has no module of that name.", "Use the version it was made with."
     ),
     "weights-not-finite": _error("A weight of an adapter is NaN or infinite.", AUTHOR),
-    "base-unloadable": _error("transformers cannot make a causal language model of the base.", "See the reason it gives."),
+    "base-unloadable": _error(
+        "transformers cannot make a causal language model of the base.", "See the reason it gives."
+    ),
     "base-incomplete": _error("The checkpoint lacks weights that its model class has.", AGAIN),
     "tokenizer-broken": _error("The base's tokenizer cannot be loaded.", AGAIN),
     "device-unknown": _error("This machine has no such device.", "`cpu`, `cuda`, `cuda:0`, `mps`."),
@@ -176,7 +178,9 @@ RUN = {
     ),
     "prompt-empty": _error("There is no text to go on.", "Write something."),
     "context-full": _error("The conversation does not fit the model's context.", "Shorten it, or `/clear`."),
-    "template-refused": _error("The base's chat template refuses the conversation.", "Often it takes no system message."),
+    "template-refused": _error(
+        "The base's chat template refuses the conversation.", "Often it takes no system message."
+    ),
     "nothing-said": _error("The conversation is empty.", "Write something."),
     "command-unknown": _error("The chat has no such command.", "`/help` lists them."),
     "setting-unknown": _error("There is no such sampling setting.", "See the hint."),
@@ -184,7 +188,9 @@ RUN = {
 }
 
 BAKE = {
-    "bake-quantized": _error("The base is stored quantised; a blend cannot be written into it.", "Bake onto the original."),
+    "bake-quantized": _error(
+        "The base is stored quantised; a blend cannot be written into it.", "Bake onto the original."
+    ),
     "bias-unbakeable": _error(
         "The blend needs a bias on a layer that has none in this architecture.", "Run it live instead."
     ),
@@ -192,7 +198,9 @@ BAKE = {
     "tensor-dropped": _error("A tensor of an adapter was not used: a fault of lmoe itself.", "Report it."),
     "adapter-inexpressible": _error("One PEFT adapter cannot hold this blend.", "Bake it as a model."),
     "verify-impossible": _error("The recipe's method has no live counterpart.", "Leave out `--verify`."),
-    "verify-failed": _error("The baked files are not the live blend up to one rounding. Nothing was written.", "Report it."),
+    "verify-failed": _error(
+        "The baked files are not the live blend up to one rounding. Nothing was written.", "Report it."
+    ),
     "size-invalid": _error("Not a size of at least 1MB.", "Such as `5GB`."),
 }
 

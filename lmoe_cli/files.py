@@ -9,8 +9,8 @@ import os
 import secrets
 import shutil
 import socket
-import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 
@@ -33,15 +33,22 @@ def read_bytes(path: Path, limit: int) -> bytes:
         AccessError: It may not be read.
         InvalidFileError: It is a folder or a device, or larger than ``limit``.
     """
-    with reading(path), path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise InvalidFileError("not-a-file", f"{path}: not an ordinary file", where=str(path))
-        if status.st_size > limit:
-            raise InvalidFileError(
-                "file-too-large", f"{path}: {status.st_size} bytes, at most {limit}", where=str(path)
-            )
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise InvalidFileError("file-too-large", f"{path}: {size} bytes, at most {limit}", where=str(path))
         return file.read(limit)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """Open an ordinary file for reading. See `read_bytes` for the errors."""
+    with reading(path):
+        if not path.is_file() and path.exists():  # asked before it is opened: a pipe would wait for a writer
+            kind = "a folder" if path.is_dir() else "a pipe or device"
+            raise InvalidFileError("not-a-file", f"{path}: {kind}, not an ordinary file", where=str(path))
+        with path.open("rb") as file:
+            yield file
 
 
 @contextlib.contextmanager
@@ -92,20 +99,11 @@ def require_space(folder: Path, size: int) -> None:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with reading(path), path.open("rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def git_blob_sha1(path: Path) -> str:
-    """The name git gives a file's bytes, in hexadecimal: what the Hub announces for files that are not LFS."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with reading(path), path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
+def write_file(path: Path, data: bytes, *, force: bool = False, mode: int = 0o666) -> None:
     """Write a whole file or nothing.
 
     Raises:
@@ -118,19 +116,12 @@ def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = _partial_name(path)
         try:
-            with NewFile(partial) as file:
+            with NewFile(partial, mode=mode) as file:
                 file.write(data)
             partial.replace(path)
             _sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
-
-
-def private_file(path: Path) -> None:
-    """Make an empty file that only its owner can read, unless it is there, and the folders above it."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
 
 
 @contextlib.contextmanager
@@ -182,13 +173,14 @@ class NewFile:
     Args:
         path: Must not exist.
         hashed: Compute the SHA-256 of what is written.
+        mode: Permissions, before the umask.
     """
 
-    def __init__(self, path: Path, *, hashed: bool = False) -> None:
+    def __init__(self, path: Path, *, hashed: bool = False, mode: int = 0o666) -> None:
         self.path = path
         self._hash = hashlib.sha256() if hashed else None
         with writing(path):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""

@@ -66,7 +66,7 @@ class Source(ABC):
     def local(self, name: str) -> Path | None:
         """Where a file stands on this machine, if it does."""
 
-    def discard_damaged(self, names: Collection[str]) -> list[str]:
+    def discard_damaged(self) -> list[str]:
         """Remove downloaded files that are not what was announced, so that `fetch` brings them again.
 
         Returns:
@@ -105,7 +105,8 @@ class Folder(Source):
     def _list(self) -> Mapping[str, int]:
         found: dict[str, int] = {}
         with files.reading(self.path):
-            for parent, folders, names in os.walk(self.path, onerror=_raise):
+            os.scandir(self.path).close()  # folders inside that may not be read are as good as not there
+            for parent, folders, names in os.walk(self.path):
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 for name in names:
                     path = Path(parent, name)
@@ -124,7 +125,12 @@ class Folder(Source):
         """The path of a file, refused where its name or a link leads out of the folder."""
         inside(name, self.where(name))
         path = self.path / name
-        real, root = path.resolve(), self.path.resolve()
+        try:
+            real, root = path.resolve(), self.path.resolve()
+        except (OSError, RuntimeError) as error:  # links that lead in a circle, a name that is too long
+            raise InvalidFileError(
+                "bad-path", f"{self.where(name)}: cannot be followed", where=self.where(name)
+            ) from error
         if real.is_relative_to(root) or self._is_cached(real):
             return path
         message = f"{self.where(name)}: a link to {real}, outside its folder"
@@ -183,8 +189,8 @@ class Remote(Source):
         with files.reading(cached), cached.open("rb") as file:
             return os.pread(file.fileno(), length, start)
 
-    def discard_damaged(self, names: Collection[str]) -> list[str]:
-        return hub.discard_damaged(self.repository, names)
+    def discard_damaged(self) -> list[str]:
+        return hub.discard_damaged(self.repository, [name for name in self.sizes if self.local(name)])
 
     def fetch(self, names: Collection[str], progress: hub.Progress | None = None) -> Path:
         for name in names:
@@ -209,6 +215,8 @@ def open_source(
         NotFoundError: No such folder, repository or demo.
         AccessError, NetworkError: The Hub does not give it.
     """
+    if not ref.strip():
+        raise UsageError("bad-reference", "an empty reference", hint="write a folder, org/name or demo:NAME")
     if ref.startswith("demo:"):
         return _demo(ref)
     forced = ref.startswith("hf://")
@@ -226,9 +234,10 @@ def open_source(
 
 
 def _folder(ref: str, beside: Path | None) -> Path | None:
-    path = Path(ref).expanduser()
-    for candidate in [beside / path, path] if beside else [path]:
+    path = Path(ref)
+    for folder in [beside, None] if beside else [None]:
         try:
+            candidate = (folder / path if folder else path).expanduser()
             if candidate.is_dir():
                 return candidate
             if candidate.exists():
@@ -236,7 +245,7 @@ def _folder(ref: str, beside: Path | None) -> Path | None:
                 raise UsageError("not-a-folder", f"{ref}: a file, not a folder", hint=hint, where=ref)
         except PermissionError as error:
             raise AccessError("unreadable", f"{ref}: no permission to read it", where=ref) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UsageError("bad-reference", f"{ref[:80]!r} cannot be a path", where=ref[:80]) from error
     return None
 
@@ -266,10 +275,6 @@ def inside(name: str, where: str) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
         raise InvalidFileError("path-outside", f"{where}: the file name leads out of its folder", where=where)
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def stored_tensors(source: Source, stem: str) -> dict[str, Stored] | None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any, NoReturn
 
 from lmoe_cli.errors import InvalidFileError
 
 MAX_DEPTH = 32
+HALF_A_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+"""Where an escape may be one of a pair without the other."""
 
 
 def parse_object(data: bytes, where: str, *, nonfinite: bool = False) -> dict[str, Any]:
@@ -35,9 +39,18 @@ def parse_object(data: bytes, where: str, *, nonfinite: bool = False) -> dict[st
             raise _RefusedError(f"{name} is not a number")
         return float(name)
 
+    def number(text: str) -> float:
+        if not (nonfinite or math.isfinite(float(text))):
+            raise _RefusedError(f"{text[:80]} is too large a number")
+        return float(text)
+
     try:
         text = data.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
+        if HALF_A_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        _fail(where, "half a character, which can be written nowhere", error)
     except UnicodeDecodeError as error:
         _fail(where, f"byte {error.start} is not UTF-8", error)
     except RecursionError as error:

@@ -84,7 +84,18 @@ def test_every_command_is_listed_with_the_summary_its_own_help_begins_with():
 
 def test_only_one_module_writes():
     """Calls that make, change or remove files stand in `files.py` alone."""
-    writers = {"write_text", "write_bytes", "mkdir", "rename", "replace", "unlink", "rmdir", "touch", "makedirs", "rmtree"}
+    writers = {
+        "write_text",
+        "write_bytes",
+        "mkdir",
+        "rename",
+        "replace",
+        "unlink",
+        "rmdir",
+        "touch",
+        "makedirs",
+        "rmtree",
+    }
     writers |= {"copyfile", "copy2", "move", "copytree", "symlink_to", "hardlink_to", "truncate", "mkstemp"}
     modules = {"os", "shutil", "path", "tempfile", "Path"}
     found = []
@@ -118,7 +129,11 @@ def raised_codes() -> dict[str, str]:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if name.endswith("Error") or name in ("finding", "say", "_broken", "__init__"):
                 first = node.args[0]
-                if isinstance(first, ast.Constant) and isinstance(first.value, str) and re.fullmatch(r"[a-z-]+", first.value):
+                if (
+                    isinstance(first, ast.Constant)
+                    and isinstance(first.value, str)
+                    and re.fullmatch(r"[a-z-]+", first.value)
+                ):
                     found[first.value] = f"{source.relative_to(ROOT)}:{node.lineno}"
     return found
 

@@ -164,13 +164,9 @@ def peft_config(arch: str, variant: str, rank: int = 4):
                 target_modules=targets, feedforward_modules=[last], fan_in_fan_out=arch == "gpt2", task_type="CAUSAL_LM"
             )
         case "loha" if arch != "gpt2":
-            return peft.LoHaConfig(
-                r=rank, alpha=6, target_modules=linears(arch), init_weights=False, task_type="CAUSAL_LM"
-            )
+            return peft.LoHaConfig(**small)
         case "lokr" if arch != "gpt2":
-            return peft.LoKrConfig(
-                r=rank, alpha=6, target_modules=linears(arch), init_weights=False, task_type="CAUSAL_LM"
-            )
+            return peft.LoKrConfig(**small)
         case "vera":
             return peft.VeraConfig(
                 r=rank, target_modules=[last], init_weights=False, fan_in_fan_out=arch == "gpt2", task_type="CAUSAL_LM"

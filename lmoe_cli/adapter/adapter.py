@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from lmoe_cli.adapter.config import (
@@ -82,12 +83,23 @@ def read_adapter(source: Source) -> Adapter:
     made: dict[str, Part] = {}
     shared: dict[str, Stored] = {}
     if config and config.peft_type in SUPPORTED and weights_format == "safetensors":
-        made, shared = parts(stored, config, source.ref)
-        if not made:
+        if not stored:
             hint = "it may have been saved from a sharded model without gathering"
             raise InvalidFileError("no-tensors", f"{source.ref}: no tensor in its weights", hint=hint, where=source.ref)
+        with _tolerated(config):
+            made, shared = parts(stored, config, source.ref)
     files = (CONFIG, *names) if source.has(CONFIG) else names
     return Adapter(source, config, weights, stored, made, shared, weights_format, files, tuple(findings))
+
+
+@contextlib.contextmanager
+def _tolerated(config: AdapterConfig) -> Iterator[None]:
+    """Let tensors pass that belong to a setting which is refused by name anyway."""
+    try:
+        yield
+    except InvalidFileError:
+        if not config.unsupported:
+            raise
 
 
 def with_findings(adapter: Adapter, findings: list[Finding]) -> Adapter:

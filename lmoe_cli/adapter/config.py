@@ -5,9 +5,9 @@ Only keys that change the maths are read. Unknown ones are ignored, wrong ones a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lmoe_cli.checkpoint.header import lfs_pointer
 from lmoe_cli.errors import InvalidFileError
@@ -31,31 +31,51 @@ BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of ``init_lora_weights`` that subtract something from the base before training."""
 
 
+DEFAULTS: dict[str, dict[str, Any]] = {
+    LORA: {"r": 8, "lora_alpha": 8},
+    "LOHA": {"r": 8, "alpha": 8},
+    "LOKR": {"r": 8, "alpha": 8},
+    "VERA": {"r": 256},
+}
+"""PEFT type → what PEFT takes for a missing key; very old configs rely on it."""
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return text
+
+
+Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
+Number = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
+
+
 class AdapterConfig(BaseModel):
     """The part of an ``adapter_config.json`` that says what its tensors mean."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
-    peft_type: str
+    peft_type: Text
     """In capitals, such as ``"LORA"``."""
-    base: str | None = Field(None, alias="base_model_name_or_path")
+    base: Text | None = Field(None, alias="base_model_name_or_path")
     """What the adapter says it was trained on. A claim."""
-    task_type: str | None = None
-    r: int | None = Field(None, ge=1, le=MAX_RANK)
-    lora_alpha: float | None = Field(None, ge=-1e9, le=1e9, allow_inf_nan=False)
-    alpha: float | None = Field(None, ge=-1e9, le=1e9, allow_inf_nan=False)
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
+    task_type: Text | None = None
+    r: Rank | None = None
+    lora_alpha: Number | None = None
+    alpha: Number | None = None
+    rank_pattern: dict[Text, Rank] = {}
+    alpha_pattern: dict[Text, Number] = {}
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
-    bias: str = "none"
+    bias: Text = "none"
     fan_in_fan_out: bool = False
-    init_lora_weights: bool | str = True
-    target_modules: list[str] | str | None = None
-    target_parameters: list[str] = []
-    feedforward_modules: list[str] | str = []
-    modules_to_save: list[str] = []
+    init_lora_weights: bool | Text = True
+    target_modules: list[Text] | Text | None = None
+    target_parameters: list[Text] = []
+    feedforward_modules: list[Text] | Text = []
+    modules_to_save: list[Text] = []
     assumed_lora: bool = False
     """No ``peft_type`` was there; the keys are those of LoRA."""
     unsupported: tuple[str, ...] = ()
@@ -66,29 +86,10 @@ class AdapterConfig(BaseModel):
     def _whole(cls, value: Any) -> Any:
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    @field_validator(
-        "rank_pattern", "alpha_pattern", "target_parameters", "feedforward_modules", "modules_to_save", mode="before"
-    )
-    @classmethod
-    def _empty(cls, value: Any, info: Any) -> Any:
-        if value is None:
-            return {} if info.field_name.endswith("_pattern") else []
-        return value
-
-    @field_validator("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        return False if value is None else value
-
-    @field_validator("bias", "init_lora_weights", mode="before")
-    @classmethod
-    def _default(cls, value: Any, info: Any) -> Any:
-        return cls.model_fields[info.field_name].default if value is None else value
-
     @property
     def default_alpha(self) -> float | None:
-        """Alpha of modules that no pattern names; LoHa and LoKr call it ``alpha``."""
-        return self.alpha if self.lora_alpha is None else self.lora_alpha
+        """Alpha of modules that no pattern names, which LoHa and LoKr call ``alpha``; None where there is none."""
+        return self.lora_alpha if self.peft_type == LORA else self.alpha
 
     @property
     def base_changing_init(self) -> str | None:
@@ -120,25 +121,25 @@ def parse_config(data: bytes, where: str) -> AdapterConfig:
     """
     if data.startswith(b"version https://git-lfs"):
         raise lfs_pointer(where)
-    raw = parse_object(data, where)
-    if "peft_type" not in raw:
-        if not {"r", "lora_alpha"} <= raw.keys():
-            raise _foreign(raw, where)
-        raw |= {"peft_type": LORA, "assumed_lora": True}
-    else:
-        raw["assumed_lora"] = False
+    raw = {key: value for key, value in parse_object(data, where).items() if value is not None and value != ""}
+    assumed_lora = "peft_type" not in raw
+    if assumed_lora and not {"r", "lora_alpha"} <= raw.keys():
+        raise _foreign(raw, where)
+    kind = str(raw.get("peft_type", LORA)).upper()
+    if kind in SUPPORTED:
+        stranger = "alpha" if kind == LORA else "lora_alpha"
+        keys = raw.keys() - {stranger}
+    else:  # only to be named; its other keys may mean anything
+        keys = {"peft_type", "base_model_name_or_path", "task_type", "target_modules"} & raw.keys()
+    told = {"unsupported": _unsupported(raw), "assumed_lora": assumed_lora}
+    raw = DEFAULTS.get(kind, {}) | {"peft_type": LORA} | {key: raw[key] for key in keys} | told
     if isinstance(raw["peft_type"], str):
-        raw["peft_type"] = raw["peft_type"].upper()
-    raw["unsupported"] = _unsupported(raw)
-    if raw["peft_type"] not in SUPPORTED:  # only to be named; its other keys may mean anything
-        known = ("peft_type", "base_model_name_or_path", "task_type", "assumed_lora", "unsupported", "target_modules")
-        raw = {key: raw[key] for key in known if key in raw}
+        raw["peft_type"] = kind
     try:
         return AdapterConfig.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"][:2])
-        message = f"{where}: {key}: {first['msg']}, got {str(first['input'])[:60]}"
+        message = f"{where}: {first['loc'][0]}: {first['msg']}, got {str(first['input'])[:60]!r}"
         raise InvalidFileError(
             "config-invalid", message, hint="mend the file or ask its author", where=where
         ) from error

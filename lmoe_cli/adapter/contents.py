@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple
 
 from lmoe_cli.adapter.config import LORA, AdapterConfig
 from lmoe_cli.adapter.names import natural, place
+from lmoe_cli.adapter.patterns import Patterns
+from lmoe_cli.adapter.shapes import FACTORS, check_part, check_shared, contradiction
 from lmoe_cli.checkpoint.index import Stored
 from lmoe_cli.errors import InvalidFileError
-
-T = TypeVar("T")
-PLAIN = re.compile(r"[\w.-]+")
-PATTERN_TIMEOUT_S = 0.1
 
 FUSED_ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "weight")
 """The order in which modules with fused experts declare their parameters; PEFT wraps the first one innermost."""
@@ -29,6 +26,9 @@ MARKERS = {
     "vera": "vera_lambda_b",
 }
 """Kind of part → start of a role that only such a part has."""
+
+OWNER = {"lora": LORA, "embedding": LORA, "ia3": "IA3", "loha": "LOHA", "lokr": "LOKR", "vera": "VERA"}
+"""Kind of part → PEFT type; every type may save modules whole."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,30 @@ def parts(stored: Mapping[str, Stored], config: AdapterConfig, where: str) -> tu
             raise InvalidFileError("tensor-unplaced", message, where=where)
         roles[found.role] = tensor
     named = _name_fused(grouped, config, where)
-    made = {module: _part(module, named[module], config, where) for module in sorted(named, key=natural)}
+    ranks, alphas = Patterns(config.rank_pattern, where), Patterns(config.alpha_pattern, where)
+    made = {module: _part(module, named[module], config, ranks, alphas, where) for module in sorted(named, key=natural)}
+    check_shared(shared, max((part.rank for part in made.values()), default=0), where)
     return made, shared
+
+
+class _Group(NamedTuple):
+    """The tensors of one part to be made."""
+
+    tensors: Mapping[str, Stored]
+    pattern_key: str
+    """What PEFT matches patterns against."""
+    is_parameter: bool = False
+    """Named by ``target_parameters``: experts may be stacked in it."""
 
 
 def _name_fused(
     grouped: Mapping[tuple[str, int], dict[str, Stored]], config: AdapterConfig, where: str
-) -> dict[str, dict[str, Stored]]:
+) -> dict[str, _Group]:
     """Replace nesting depth by the name of the fused parameter it stands for."""
     depths: dict[str, list[int]] = {}
     for module, depth in grouped:
         depths.setdefault(module, []).append(depth)
-    named: dict[str, dict[str, Stored]] = {}
+    named: dict[str, _Group] = {}
     for module, levels in depths.items():
         parameters = [_leaf(name) for name in config.target_parameters if _is_of(name, module)]
         parameters.sort(key=lambda name: FUSED_ORDER.index(name) if name in FUSED_ORDER else len(FUSED_ORDER))
@@ -129,13 +141,14 @@ def _name_fused(
                 hint = "its config should name them in target_parameters"
                 message = f"{where}: {module} holds several adapted parameters without names"
                 raise InvalidFileError("tensor-unplaced", message, hint=hint, where=where)
-            named[module] = grouped[module, 0]
+            named[module] = _Group(grouped[module, 0], module)
             continue
         if len(parameters) != len(levels):
             message = f"{where}: {module} holds {len(levels)} adapted parameters, its config names {parameters}"
             raise InvalidFileError("tensor-unplaced", message, where=where)
         for parameter, depth in zip(parameters, sorted(levels, reverse=True), strict=True):
-            named[module if parameter == "weight" else f"{module}.{parameter}"] = grouped[module, depth]
+            key = f"{module}.{parameter}"
+            named[module if parameter == "weight" else key] = _Group(grouped[module, depth], key, is_parameter=True)
     return named
 
 
@@ -150,111 +163,41 @@ def _is_of(parameter: str, module: str) -> bool:
     return module == parent or module.endswith("." + parent)
 
 
-def _part(module: str, tensors: Mapping[str, Stored], config: AdapterConfig, where: str) -> Part:
+def _part(
+    module: str, group: _Group, config: AdapterConfig, ranks: Patterns[int], alphas: Patterns[float], where: str
+) -> Part:
+    tensors = group.tensors
     kind = next((kind for kind, mark in MARKERS.items() if any(role.startswith(mark) for role in tensors)), "saved")
-    _check_roles(module, kind, tensors, where)
+    if OWNER.get(kind, config.peft_type) != config.peft_type:
+        raise contradiction(module, f"{kind} tensors in an adapter of type {config.peft_type}", where)
+    check_part(module, kind, tensors, where)
     part = Part(module, kind, tensors)
     if kind in ("ia3", "saved"):
         return part
     if kind == "vera":
         return replace(part, rank=tensors["vera_lambda_d"].info.elements)
-    declared = pattern_value(config.rank_pattern, module, config.r)
-    rank, experts = _rank(part, declared, config, where)
-    alpha = pattern_value(config.alpha_pattern, module, config.default_alpha)
-    if alpha is None:
-        # PEFT's own default, which very old configs rely on.
-        alpha = 8.0
+    assert config.r is not None  # of these types, as `config.DEFAULTS` has it
+    assert config.default_alpha is not None
+    rank, experts = _rank(part, ranks.value(group.pattern_key, config.r), group.is_parameter, where)
+    alpha = alphas.value(group.pattern_key, config.default_alpha)
     root = math.sqrt(rank) if config.use_rslora and config.peft_type == LORA else rank
     return replace(part, rank=rank, scaling=alpha / root, experts=experts)
 
 
-REQUIRED = {
-    "lora": ({"lora_A", "lora_B"}, {"lora_B_bias", "magnitude", "saved_bias", "saved_weight"}),
-    "embedding": ({"lora_embedding_A", "lora_embedding_B"}, {"magnitude", "saved_weight"}),
-    "ia3": ({"ia3"}, set()),
-    "loha": ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, set()),
-    "lokr": (set(), {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}),
-    "vera": ({"vera_lambda_b", "vera_lambda_d"}, set()),
-    "saved": (set(), {"saved_weight", "saved_bias"}),
-}
-"""Kind → roles that must be there, roles that may."""
-
-
-def _check_roles(module: str, kind: str, tensors: Mapping[str, Stored], where: str) -> None:
-    required, optional = REQUIRED[kind]
-    missing = required - tensors.keys()
-    if kind == "lokr":
-        for side in ("lokr_w1", "lokr_w2"):
-            if side not in tensors:
-                missing |= {f"{side}_a", f"{side}_b"} - tensors.keys()
-    if missing:
-        hint = "the file is incomplete: download or save it again"
-        message = f"{where}: {module} has no {', '.join(sorted(missing))}"
-        raise InvalidFileError("tensor-missing", message, hint=hint, where=where)
-    if extra := tensors.keys() - required - optional:
-        names = ", ".join(sorted(tensors[role].name for role in extra))
-        raise InvalidFileError("tensor-unplaced", f"{where}: no place for {names} beside a {kind} part", where=where)
-
-
-def _rank(part: Part, declared: int | None, config: AdapterConfig, where: str) -> tuple[int, int]:
-    """Rank and number of stacked experts, from the tensors, checked against each other and the config."""
-    shapes = {role: tensor.info.shape for role, tensor in part.tensors.items()}
-
-    def contradiction(reason: str) -> InvalidFileError:
-        return InvalidFileError("shape-contradiction", f"{where}: {part.module}: {reason}", where=where)
-
-    if part.kind == "lokr":
-        inner = [shapes[role][1] for role in ("lokr_w1_a", "lokr_w2_a") if role in shapes]
-        return (declared or (inner[0] if inner else 1)), 1
-    down, up = {
-        "lora": ("lora_A", "lora_B"),
-        "embedding": ("lora_embedding_A", "lora_embedding_B"),
-        "loha": ("hada_w1_b", "hada_w1_a"),
-    }[part.kind]
-    if len(shapes[down]) != 2 or len(shapes[up]) != 2 or shapes[down][0] != shapes[up][1]:
-        raise contradiction(f"{down} {shapes[down]} and {up} {shapes[up]} cannot be multiplied")
-    rank, experts = shapes[down][0], 1
-    if rank == 0:
-        raise contradiction(f"{down} is empty {shapes[down]}: saved from a sharded model without gathering")
-    if config.target_parameters and declared and part.module.rpartition(".")[0].endswith("experts"):
+def _rank(part: Part, declared: int, is_parameter: bool, where: str) -> tuple[int, int]:
+    """Rank and number of stacked experts, as the config says and the tensors confirm."""
+    if part.kind == "lokr":  # the sides need not be factorised, and then no tensor tells
+        factors = [tensor.info.shape[1] for role, tensor in part.tensors.items() if role.endswith("_a")]
+        if any(rank != declared for rank in factors):
+            raise contradiction(part.module, f"rank {factors[0]} in the file, {declared} in the config", where)
+        return declared, 1
+    down = FACTORS[part.kind][0][0]
+    rank = part.tensors[down].info.shape[0]
+    if is_parameter:
         experts, rest = divmod(rank, declared)
         if rest:
-            raise contradiction(f"{rank} rows of {down} are no multiple of rank {declared}")
-        rank = declared
-    elif declared is not None and rank != declared:
-        raise contradiction(f"rank {rank} in the file, {declared} in the config")
-    d_out = shapes[up][0]
-    for role in ("magnitude", "lora_B_bias"):
-        if role in shapes and math.prod(shapes[role]) != d_out:
-            raise contradiction(f"{role} {shapes[role]} does not fit {d_out} outputs")
-    return rank, experts
-
-
-def pattern_value(patterns: Mapping[str, T], module: str, default: T | None) -> T | None:
-    """The value of the first pattern that names a module, as PEFT matches ``rank_pattern`` and ``alpha_pattern``.
-
-    A pattern is a regular expression that must match the end of the module's name from a dot on. Most are plain names;
-    others run under a time limit, because they come from strangers.
-
-    Raises:
-        InvalidFileError: A pattern is no regular expression, or takes too long.
-    """
-    for pattern, value in patterns.items():
-        bare = pattern.removeprefix("^")
-        if PLAIN.fullmatch(bare):
-            if module == bare or (bare == pattern and module.endswith("." + pattern)):
-                return value
-        elif _matches(pattern, module):
-            return value
-    return default
-
-
-def _matches(pattern: str, module: str) -> bool:
-    import regex
-
-    try:
-        return bool(regex.match(rf"(.*\.)?({pattern})$", module, timeout=PATTERN_TIMEOUT_S))
-    except (regex.error, TimeoutError, RecursionError, MemoryError) as error:
-        reason = "takes too long" if isinstance(error, TimeoutError) else "is no regular expression"
-        message = f"the pattern {pattern[:60]!r} {reason}"
-        raise InvalidFileError("config-invalid", message, hint="mend rank_pattern or alpha_pattern") from error
+            raise contradiction(part.module, f"{rank} rows of {down} are no multiple of rank {declared}", where)
+        return declared, experts
+    if rank != declared:
+        raise contradiction(part.module, f"rank {rank} in the file, {declared} in the config", where)
+    return rank, 1

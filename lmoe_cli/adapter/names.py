@@ -65,6 +65,8 @@ def place(name: str) -> Place | None:
     Returns:
         Its place, or None where the name is not one that any supported PEFT type writes.
     """
+    if not name.isprintable():
+        return None
     bare = next((name.removeprefix(root) for root in ROOTS if name.startswith(root)), name)
     if bare in _SHARED:
         return Place("", _SHARED[bare])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -11,6 +12,7 @@ from lmoe_cli.adapter.names import layer_of, place
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.index import Stored
 
+DOWN = re.compile(r"\.lora_A(\.weight)?\Z")
 EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 QUANTIZED = ("bnb-4bit", "bnb-8bit", "4bit", "8bit", "gptq", "awq", "int4", "int8", "fp8", "gguf", "exl2", "hqq")
 
@@ -21,7 +23,8 @@ def summary(adapter: Adapter) -> dict[str, Any]:
     ranks = [part.rank for part in made.values() if part.rank]
     scalings = [part.scaling for part in made.values() if part.rank]
     if not ranks:  # without a usable config the shapes still tell the rank
-        ranks = [tensor.info.shape[0] for name, tensor in adapter.stored.items() if name.endswith("lora_A.weight")]
+        downs = [tensor.info.shape for name, tensor in adapter.stored.items() if DOWN.search(name)]
+        ranks = [shape[0] for shape in downs if len(shape) == 2]
     modules = list(made) or _modules(adapter)
     adapted = [name for name in modules if name not in made or made[name].kind != "saved"]
     return {
@@ -53,7 +56,8 @@ def summary(adapter: Adapter) -> dict[str, Any]:
 
 
 def _modules(adapter: Adapter) -> list[str]:
-    places = [place(name) for name in adapter.stored]
+    """Modules by the names of the tensors, where lmoe cannot run them; AdaLoRA and others name them as LoRA does."""
+    places = [place(DOWN.sub(".lora_A.weight", name)) for name in adapter.stored]
     return sorted({found.module for found in places if found and found.module})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lmoe_cli.chat.events import Event, Facts, Note, weights_text
 from lmoe_cli.chat.quoted import message
-from lmoe_cli.chat.session import Session
+from lmoe_cli.chat.session import CONTINUES, Session
 from lmoe_cli.errors import UsageError
 from lmoe_cli.findings import RefusedError
 from lmoe_cli.loadout.text import parse_yaml
@@ -221,7 +221,7 @@ def greeting(session: Session) -> Iterator[Event]:
     experts = f" + {weights_text(session.mixer.weights)}" if session.mixer.names else ""
     yield Note(f"{name}{loadout.base.ref}{experts}")
     if not session.engine.has_template:
-        yield Note("the base has no chat template: it continues the text as it is")
+        yield Note(CONTINUES)
 
 
 def _short(text: str) -> str:

@@ -21,8 +21,8 @@ class History(FileHistory):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        with suppress(LmoeError):
-            files.private_file(path)
+        with suppress(LmoeError):  # what cannot be made, and what is there already
+            files.write_file(path, b"", mode=0o600)
 
     def load_history_strings(self) -> Iterable[str]:
         with suppress(OSError):

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.filters import has_focus
 from prompt_toolkit.formatted_text import AnyFormattedText
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -155,6 +156,7 @@ class Repl:
             ("c-c",): self._interrupt,
             ("<sigint>",): self._interrupt,
             ("c-d",): self._delete,
+            ("c-z",): lambda: self.app.suspend_to_background(),
             ("escape", "up"): partial(self._turn, +1),
             ("escape", "down"): partial(self._turn, -1),
             ("escape", "right"): partial(self._select, +1),
@@ -162,7 +164,7 @@ class Repl:
         }
         keys = KeyBindings()
         for pressed, act in acts.items():
-            keys.add(*pressed)(partial(_press, act))
+            keys.add(*pressed, filter=has_focus(self.buffer))(partial(_press, act))
         return keys
 
     def _enter(self) -> None:

@@ -30,6 +30,7 @@ from lmoe_cli.loadout.write import moved, recipe_text, with_weights
 
 Message = dict[str, str]
 ON_CHANGE = ("recompute", "keep")
+CONTINUES = "the base has no chat template: it continues the text as it is"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,10 @@ class Session:
                     finish = piece.finish
                 elif self._stop.is_set():
                     break
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+            if not is_memory:
+                raise
             values.clear()
             message = "not enough memory for a conversation this long"
             raise ResourceError("out-of-memory", message, hint="/clear, or /undo") from error

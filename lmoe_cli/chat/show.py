@@ -10,7 +10,7 @@ from lmoe_cli.chat.events import Answer, Event, Facts, Heading, Note, weights_te
 from lmoe_cli.findings import Finding
 
 COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
-ENDS = {"interrupted": "stopped", "length": "cut at max_new_tokens", "context": "cut at the end of the context"}
+ENDS = {"interrupted": "stopped", "length": "cut off", "context": "context full"}
 
 
 def rendered(event: Event) -> RenderableType | None:
@@ -19,7 +19,7 @@ def rendered(event: Event) -> RenderableType | None:
         case Note(text):
             return Styled(text, style="dim")
         case Heading(text):
-            return Styled(text, style="bold")
+            return Styled(f"\n{text}", style="bold")
         case Answer():
             return Styled(status(event), style="dim")
         case Finding():

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmoe_cli.errors import InvalidFileError
-from lmoe_cli.files import reading
+from lmoe_cli.files import opened
 from lmoe_cli.strict_json import parse_object
 
 MAX_HEADER_BYTES = 4 << 20
@@ -63,11 +62,9 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read and check the header of a local file. See `parse_header`."""
-    with reading(path), path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise InvalidFileError("not-a-file", f"{path}: not an ordinary file", where=str(path))
-        return parse_header(lambda start, length: os.pread(file.fileno(), length, start), status.st_size, str(path))
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        return parse_header(lambda start, length: os.pread(file.fileno(), length, start), size, str(path))
 
 
 def parse_header(read: ReadRange, size: int, where: str) -> Header:
@@ -88,7 +85,8 @@ def parse_header(read: ReadRange, size: int, where: str) -> Header:
         raise lfs_pointer(where)
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
-        kind = "a zip or pickle file" if prefix[:2] in (b"PK", b"\x80\x02") else "no safetensors file"
+        kinds = {b"PK": "a zip or pickle file", b"\x80\x02": "a pickle file", b"GG": "a GGUF file"}
+        kind = kinds.get(prefix[:2], "no safetensors file")
         raise _broken("header-too-large", where, f"a header of {length} bytes (at most {MAX_HEADER_BYTES}): {kind}?")
     if PREFIX_BYTES + length > size:
         raise _broken("header-truncated", where, f"the header is {length} bytes, the whole file {size}")
@@ -132,7 +130,7 @@ def _tensor(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
     if len(shape) > MAX_DIMENSIONS or not all(type(side) is int and 0 <= side < 1 << 48 for side in shape):
         raise _broken("header-invalid", where, f"tensor {name!r} has the impossible shape {shape}")
     bits = math.prod(shape) * ITEM_BITS[dtype]
-    if not 0 <= begin <= end or bits != (end - begin) * 8:
+    if bool in (type(begin), type(end)) or not 0 <= begin <= end or bits != (end - begin) * 8:
         reason = f"tensor {name!r} of shape {shape} and dtype {dtype} cannot stand at bytes {begin} to {end}"
         raise _broken("header-invalid", where, reason)
     return TensorInfo(dtype, tuple(shape), data_start + begin, end - begin)

@@ -189,10 +189,11 @@ def _answer(session: Session, text: str, findings: Sequence[Finding], out: Outpu
     """Answer once. On a terminal the answer streams; anywhere else it comes whole."""
     from lmoe_cli.chat.events import Answer, Note, Text
     from lmoe_cli.chat.lines import printable
+    from lmoe_cli.chat.session import CONTINUES
     from lmoe_cli.chat.show import status
 
     if not session.engine.has_template:
-        out.say("the base has no chat template: it continues the text as it is")
+        out.say(CONTINUES)
     streams = sys.stdout.isatty() and not out.as_json
     for event in session.answer(text):
         match event:

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 @params.force
 @params.token
 @params.output
-def init(
-    file: Path, adapters: tuple[str, ...], base: str | None, force: bool, token: str | None, out: Output
-) -> None:
+def init(file: Path, adapters: tuple[str, ...], base: str | None, force: bool, token: str | None, out: Output) -> None:
     """Write a recipe for some adapters.
 
     Only their configs and headers are read. Each becomes an expert of equal weight, named after its folder or

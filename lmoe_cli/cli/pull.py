@@ -44,7 +44,7 @@ def pull(
     token: str | None,
     out: Output,
 ) -> None:
-    """Download adapters, or the adapters of recipes, from the Hub.
+    """Download adapters, or what a recipe names, from the Hub.
 
     REF is org/name[@revision]; RECIPE is a .yaml file. Only the files that an adapter needs are fetched, into the
     ordinary Hugging Face cache, and each is compared with what the Hub announces of it. Nothing is downloaded when
@@ -52,7 +52,7 @@ def pull(
     """
     if revision and (len(targets) > 1 or Path(targets[0]).suffix in RECIPES):
         raise UsageError("usage", "--revision needs exactly one REF", hint="write REF@REVISION instead")
-    plan = Plan(revision, token, with_base=with_base, allow_pickle=allow_pickle)
+    plan = Plan(revision, token, out, with_base=with_base, allow_pickle=allow_pickle)
     for target in targets:
         with plan.attempt():
             if Path(target).suffix in RECIPES:
@@ -92,9 +92,12 @@ class Wanted:
 class Plan:
     """What is to be fetched, read from headers alone, and every reason not to begin."""
 
-    def __init__(self, revision: str | None, token: str | None, *, with_base: bool, allow_pickle: bool) -> None:
+    def __init__(
+        self, revision: str | None, token: str | None, out: Output, *, with_base: bool, allow_pickle: bool
+    ) -> None:
         self.revision = revision
         self.token = token
+        self.out = out
         self.with_base = with_base
         self.allow_pickle = allow_pickle
         self.wanted: list[Wanted] = []
@@ -125,9 +128,8 @@ class Plan:
     def add_adapter(self, ref: str, beside: Path | None, *, with_base: bool = False) -> None:
         """An adapter, and the base it names where that was asked for."""
         from lmoe_cli.adapter.soundness import inspect_adapter
-        from lmoe_cli.source import open_source
 
-        source = open_source(ref, revision=self.revision, token=self.token, beside=beside)
+        source = self._open(ref, self.revision, beside)
         adapter = inspect_adapter(source)
         refusals = [item for item in adapter.findings if item.code in UNFETCHABLE]
         if refusals and not (self.allow_pickle and adapter.format == "pickle"):
@@ -139,11 +141,18 @@ class Plan:
     def add_base(self, ref: str, beside: Path | None) -> None:
         """A base model."""
         from lmoe_cli.loadout.base import read_base
-        from lmoe_cli.source import open_source
 
-        source = open_source(ref, token=self.token, beside=beside)
+        source = self._open(ref, None, beside)
         base = read_base(source)
         self._add(Wanted(source, base.files, base=base))
+
+    def _open(self, ref: str, revision: str | None, beside: Path | None) -> Source:
+        from lmoe_cli.source import open_source
+
+        source = open_source(ref, revision=revision, token=self.token, beside=beside)
+        for name in source.discard_damaged():
+            self.out.say(f"{source.where(name)}: what the cache holds is damaged; fetching it again")
+        return source
 
     def _add(self, wanted: Wanted) -> None:
         known = {(item.source.ref, item.source.revision) for item in self.wanted}
@@ -171,8 +180,6 @@ def _fetch(wanted: Wanted, out: Output) -> Wanted:
     from lmoe_cli.source import Remote
 
     source = wanted.source
-    for name in source.discard_damaged(wanted.names):
-        out.say(f"{source.where(name)}: what the cache holds is damaged; fetching it again")
     if isinstance(source, Remote) and not source.repository.online:
         out.say(f"{source.ref}: the Hub does not answer; this is what the local cache holds")
     with bar(out, source.ref) as progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it remarks on the dtype of its input at every product
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": trust_remote_code}
     if quantize:
         options["quantization_config"] = _quantization(quantize, dtype)
@@ -128,14 +130,14 @@ def _folder(base: Base) -> Iterator[Path]:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without the progress bars and remarks of libraries."""
-    from transformers.utils import logging
+    from transformers.utils import logging as remarks
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    before = remarks.get_verbosity()
+    remarks.set_verbosity_error()
+    remarks.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(before)
+        remarks.set_verbosity(before)

@@ -52,7 +52,7 @@ class KeyValues:
         Returns:
             (V,), in the dtype of the model.
         """
-        if False:
+        if blend != self._blend and not self.keep:
             self.clear()
         self._blend = blend
         self._rewind(_common(self._tokens, tokens[:-1]))

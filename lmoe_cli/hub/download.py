@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
@@ -99,8 +101,15 @@ def _difference(path: Path, announced: RemoteFile) -> str | None:
     if size == announced.size and announced.sha256:
         seen, due = f"SHA-256 {files.sha256(path)}", f"SHA-256 {announced.sha256}"
     elif size == announced.size and announced.git_sha1:
-        seen, due = f"git blob {files.git_blob_sha1(path)}", f"git blob {announced.git_sha1}"
+        seen, due = f"git blob {git_blob_sha1(path)}", f"git blob {announced.git_sha1}"
     return None if seen == due else f"arrived as {seen}, the Hub announced {due}"
+
+
+def git_blob_sha1(path: Path) -> str:
+    """The name git gives a file's bytes, in hexadecimal: what the Hub announces where it has no SHA-256."""
+    with files.opened(path) as file:
+        head = b"blob %d\0" % os.fstat(file.fileno()).st_size
+        return hashlib.file_digest(file, lambda: hashlib.sha1(head, usedforsecurity=False)).hexdigest()
 
 
 def _bar(size: int, progress: Progress | None) -> type:

@@ -12,9 +12,7 @@ from lmoe_cli.engine.sampling import Sampling
 
 
 def ours(engine, prompt, sampling):
-    generation = Generation(
-        engine.key_values(), prompt, sampling, lambda: engine.blend, lambda tokens: "", frozenset(), 64
-    )
+    generation = Generation(engine.key_values(), prompt, sampling, engine.still, lambda tokens: "", frozenset(), 64)
     for _ in generation:
         pass
     return generation.new
