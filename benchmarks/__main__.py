@@ -16,9 +16,10 @@ will differ.
 
 ## Decoding, batch 1
 
-Eight layers of Qwen3-0.6B's shape with random weights and a small vocabulary, so that the output head does not drown the
-layers; four experts of rank 32 on all linear layers. *Of base* is the median over rounds of the ratio within a round;
-*byte limit* is what reading the experts' bytes beside the base's allows at most. `peft` runs PEFT's own active adapters.
+Eight layers of Qwen3-0.6B's shape with random weights and a small vocabulary, so that the output head does not drown
+the layers; four experts of rank 32 on all linear layers. *Of base* is the median over rounds of the ratio within a
+round; *byte limit* is what reading the experts' bytes beside the base's allows at most. `peft` runs PEFT's own active
+adapters.
 
 ### float32
 

@@ -22,7 +22,8 @@ def bench(*arguments: str) -> dict[str, Any]:
 def table(arguments: tuple[str, ...], dtype: str) -> tuple[str, dict[str, Any]]:
     """A table as Markdown, and the machine it was made on."""
     data = bench(*arguments, "--dtype", dtype)
-    head = "| variant | experts | tokens/s | ms/token | of base | byte limit |\n| --- | ---: | ---: | ---: | ---: | ---: |\n"
+    head = "| variant | experts | tokens/s | ms/token | of base | byte limit |\n"
+    head += "| --- | ---: | ---: | ---: | ---: | ---: |\n"
     rows = "".join(
         f"| {row['variant']} | {row['experts']} | {row['tokens_per_s']:.1f} | {row['ms_per_token']:.2f} "
         f"| {row['ratio_to_base']:.2f} | {row['byte_limit']:.2f} |\n"

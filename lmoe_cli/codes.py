@@ -206,6 +206,7 @@ BAKE = {
 
 USE = {
     "usage": _error("Arguments that lmoe does not take, or that do not go together.", "`lmoe COMMAND --help`."),
+    "base-needed": _error("The adapters name no base, or different ones.", "Name it with `--base`."),
     "refused": _error("Findings stop the command.", "See the findings."),
     "interrupted": _error("Stopped by the user.", "Nothing half-written is left."),
     "bug": _error("A fault of lmoe itself.", "Run it again with `--debug` and report what it prints."),

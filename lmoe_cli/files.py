@@ -46,7 +46,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     with reading(path):
         if not path.is_file() and path.exists():  # asked before it is opened: a pipe would wait for a writer
             kind = "a folder" if path.is_dir() else "a pipe or device"
-            raise InvalidFileError("not-a-file", f"{path}: {kind}, not an ordinary file", where=str(path))
+            raise InvalidFileError("not-a-file", f"{path}: is {kind}, not a file", where=str(path))
         with path.open("rb") as file:
             yield file
 

@@ -143,7 +143,7 @@ def _read_weights(source: Source) -> tuple[Source, Mapping[str, Stored], str, tu
 
 
 def _nothing_here(source: Source) -> NotFoundError:
-    inner = sorted(name for name in source.sizes if name.endswith("/" + CONFIG))
+    inner = sorted(name for name in source.sizes if name.endswith("/" + CONFIG) and name.isprintable())
     hint = "name a folder with adapter_config.json and adapter_model.safetensors"
     if inner:
         hint = f"there is one in {inner[0].removesuffix('/' + CONFIG)}: name that folder"

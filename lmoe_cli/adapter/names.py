@@ -31,8 +31,8 @@ ROLES = {
     "lokr_w2_b": r"lokr_w2_b(?:\.{adapter})?",
     "vera_lambda_b": r"vera_lambda_b(?:\.{adapter})?",
     "vera_lambda_d": r"vera_lambda_d(?:\.{adapter})?",
-    "saved_weight": r"(?:modules_to_save\.(?:{adapter}\.)?)?weight",
-    "saved_bias": r"(?:modules_to_save\.(?:{adapter}\.)?)?bias",
+    "saved_weight": "weight",
+    "saved_bias": "bias",
 }
 """Role → how it ends a tensor's name. ``{adapter}`` is the adapter's name, left in by some savers."""
 
@@ -42,6 +42,8 @@ _ENDINGS = [
 ]
 _SHARED = {"vera_A": "vera_A", "vera_B": "vera_B"}
 _WRAPPED = ".base_layer"
+_SAVED = re.compile(r"\.modules_to_save(?:\.[\w-]+)?\Z")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def place(name: str) -> Place | None:
         return Place("", _SHARED[bare])
     for role, ending in _ENDINGS:
         if match := ending.match(bare):
-            module = match["module"]
+            module = _SAVED.sub("", match["module"])
             depth = 0
             while module.endswith(_WRAPPED):
                 module, depth = module.removesuffix(_WRAPPED), depth + 1
@@ -84,9 +86,9 @@ def place(name: str) -> Place | None:
 
 def layer_of(module: str) -> int | None:
     """The layer a module lies in: the first number in its dotted name."""
-    return next((int(part) for part in module.split(".") if part.isdigit()), None)
+    return next((int(part) for part in module.split(".") if _NUMBER.fullmatch(part)), None)
 
 
 def natural(name: str) -> list[tuple[int, str]]:
     """Sort key that puts layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+    return [(int(part), "") if _NUMBER.fullmatch(part) else (-1, part) for part in name.split(".")]

@@ -25,7 +25,7 @@ COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 MAX_LENGTH = 1000
 MAX_REPEATS = 1000
 """Of all counts in an expression multiplied: they are unrolled when it is compiled."""
-ONE_MATCH_S = 0.1
+ONE_MATCH_S = 1.0
 ALL_MATCHES_S = 5.0
 
 Group = tuple[int, tuple[int, ...], bool]
@@ -63,13 +63,13 @@ class Patterns(Generic[T]):
         Raises:
             InvalidFileError: It takes too long to find out.
         """
-        begun = time.monotonic()
+        begun = time.thread_time()
         first = self._first_plain(module)
         for number, expression in self._regular:
             if number < first and self._matches(expression, number, module):
                 first = number
                 break
-        self._left_s -= time.monotonic() - begun
+        self._left_s -= time.thread_time() - begun
         if self._left_s < 0:
             raise _refused(self._where, f"{len(self._values)} patterns take too long")
         return self._values[first][1] if first < len(self._values) else default

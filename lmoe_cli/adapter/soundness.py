@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lmoe_cli.adapter.adapter import Adapter, read_adapter, with_findings
 from lmoe_cli.adapter.config import SUPPORTED
+from lmoe_cli.files import opened
 from lmoe_cli.findings import Finding, finding
 from lmoe_cli.source import Source
 
@@ -40,7 +41,7 @@ def soundness(adapter: Adapter) -> list[Finding]:
         hint = f"lmoe pull {ref} --allow-pickle reads it safely and converts it to safetensors"
         say("pickle-only", "the weights are a pickle, which can run code when it is read", hint)
     elif adapter.format == "none":
-        say("weights-missing", "there is a config but no adapter_model.safetensors")
+        say("weights-missing", "there is a config but no adapter_model.safetensors", "the download may be incomplete")
     if config.task_type not in RUNNABLE_TASKS:
         say("task-unsupported", f"trained for {config.task_type}, not for a causal language model")
     if config.base_changing_init:
@@ -69,7 +70,7 @@ def _is_no_op(adapter: Adapter) -> bool:
         path = adapter.weights.local(tensor.file)
         if path is None:
             return False
-        with path.open("rb") as file:
+        with opened(path) as file:
             file.seek(tensor.info.start)
             left = tensor.info.size
             while left > 0:

@@ -14,6 +14,7 @@ from lmoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from lmoe_cli.adapter.adapter import Adapter
+    from lmoe_cli.loadout.recipe import ExpertEntry
 
 
 @click.command()

@@ -49,29 +49,27 @@ def show_adapter(out: Output, facts: dict[str, Any], findings: tuple[Finding, ..
     """Print an adapter's summary for a person."""
     if out.as_json:
         return
-    rank, scaling = facts["rank"], facts["scaling"]
-    layers = facts["layers"]
-    out.facts(
-        facts["ref"],
-        [
-            ("type", facts["peft_type"]),
-            ("base", facts["base"]),
-            ("task", facts["task_type"]),
-            ("rank", _range(rank["min"], rank["max"]) or rank["default"]),
-            ("alpha", _number(facts["alpha"])),
-            ("scaling", _range(_number(scaling["min"]), _number(scaling["max"]))),
-            ("targets", facts["target_modules"]),
-            ("layers", f"{len(layers)} ({layers[0]}–{layers[-1]})" if layers else None),
-            ("modules", facts["modules"] or None),
-            ("variants", facts["variants"]),
-            ("saves", facts["modules_to_save"]),
-            ("size", f"{count(facts['parameters'])} parameters, {size(facts['bytes'])}, {facts['format']}"),
-            ("dtypes", list(facts["dtypes"])),
-            ("revision", facts["revision"]),
-            ("path", facts["path"]),
-            ("supported", facts["supported"]),
-        ],
-    )
+    rank, scaling, layers = facts["rank"], facts["scaling"], facts["layers"]
+    amounts = [f"{count(facts['parameters'])} parameters"] if facts["parameters"] else []
+    told = [
+        ("type", facts["peft_type"]),
+        ("base", facts["base"]),
+        ("task", facts["task_type"]),
+        ("rank", _range(rank["min"], rank["max"]) or rank["default"]),
+        ("alpha", _number(facts["alpha"])),
+        ("scaling", _range(_number(scaling["min"]), _number(scaling["max"]))),
+        ("targets", facts["target_modules"]),
+        ("modules", facts["modules"]),
+        ("layers", f"{len(layers)} ({layers[0]}–{layers[-1]})" if layers else None),
+        ("variants", facts["variants"]),
+        ("saves", facts["modules_to_save"]),
+        ("size", ", ".join([*amounts, size(facts["bytes"]), *facts["dtypes"]])),
+        ("format", facts["format"]),
+        ("revision", facts["revision"]),
+        ("path", facts["path"] if facts["path"] != facts["ref"] else None),
+        ("supported", "yes" if facts["supported"] else "no"),
+    ]
+    out.facts(facts["ref"], [(name, value) for name, value in told if value])
     for item in findings:
         show_finding(item)
 

@@ -38,26 +38,39 @@ class GaveUpError(Exception):
 
 
 class Patience:
-    """Ends an operation whose server is too slow. The client bounds each wait, but not their sum."""
+    """Ends an operation whose server is too slow. The client bounds each wait, but not their sum.
+
+    Only operations of this package are watched: other libraries in this process use the same client.
+    """
 
     def __init__(self) -> None:
         self.silence_s = SILENCE_S
-        self.renew()
+        self.is_watching = False
 
-    def renew(self) -> None:
-        """A new operation begins, or enough has arrived lately."""
-        self._since = time.monotonic()
-        self._arrived = 0
+    def begin(self) -> None:
+        """An operation begins."""
+        self.is_watching = True
+        self._renew()
+
+    def end(self) -> None:
+        """The operation has ended, one way or another."""
+        self.is_watching = False
 
     def count(self, size: int) -> None:
         """So many bytes arrived."""
+        if not self.is_watching:
+            return
         self._arrived += size
         elapsed = time.monotonic() - self._since
         if elapsed < 3 * self.silence_s:
             return
         if self._arrived < SLOWEST * elapsed:
             raise GaveUpError("unreachable", f"{self._arrived} bytes arrived in {elapsed:.0f} s")
-        self.renew()
+        self._renew()
+
+    def _renew(self) -> None:
+        self._since = time.monotonic()
+        self._arrived = 0
 
 
 patience = Patience()
@@ -98,12 +111,16 @@ def _bounded(session: Any, library: Any) -> Any:
             self.stream.close()
 
     def before(request: Any) -> None:
+        if not patience.is_watching:
+            return
         patience.count(0)
         limit = max(patience.silence_s, library.constants.HF_HUB_DOWNLOAD_TIMEOUT)
         waits = request.extensions.get("timeout", {})
         request.extensions["timeout"] = {kind: min(wait or limit, limit) for kind, wait in waits.items()}
 
     def after(response: Any) -> None:
+        if not patience.is_watching:
+            return
         asked = re.search(r"\bt\s*=\s*(\d+)", response.headers.get("ratelimit", ""))
         wait = asked[1] if asked else response.headers.get("retry-after", "")
         if response.status_code in BUSY and wait.isdigit() and int(wait) > LONGEST_WAIT_S:
@@ -121,7 +138,7 @@ def _bounded(session: Any, library: Any) -> Any:
 def translated(name: str, revision: str | None = None) -> Iterator[None]:
     """Turn what the client raises in one operation on a repository into errors a user can act on."""
     kinds = client().errors
-    patience.renew()
+    patience.begin()
     try:
         yield
     except LmoeError:
@@ -158,6 +175,8 @@ def translated(name: str, revision: str | None = None) -> Iterator[None]:
         raise NetworkError("hub-answer", message, hint="check HF_ENDPOINT", where=name) from error
     except RuntimeError as error:  # of the client's faster transport
         raise _unreachable(name, error) from error
+    finally:
+        patience.end()
 
 
 def _http(library: Any) -> Any:

@@ -135,6 +135,9 @@ def read_range(repository: Repository, file: str, start: int, length: int, token
         NetworkError: They did not arrive.
     """
     library, where = client(), f"{repository.name}/{file}"
+    due = max(0, min(length, repository.files[file].size - start))
+    if due == 0:
+        return b""
     data = bytearray()
     with translated(where):
         url = library.hf_hub_url(repository.name, file, revision=repository.commit)
@@ -151,7 +154,6 @@ def read_range(repository: Repository, file: str, start: int, length: int, token
                 data += chunk
                 if len(data) >= skip + length:
                     break
-    due = max(0, min(length, repository.files[file].size - start))
     if len(data) - skip < due:
         message = f"{where}: {max(0, len(data) - skip)} bytes arrived where {due} are due"
         raise NetworkError("unreachable", message, hint="try again", where=where)

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lmoe_cli.adapter.soundness import inspect_adapter
 from lmoe_cli.adapter.summary import summary
@@ -227,3 +229,41 @@ def test_shapes_without_a_usable_config_still_tell_the_rank(tmp_path):
     made.write(tmp_path, {WEIGHTS: made.safetensors({**made.factors(3), "odd.lora_A.weight": ()})})
     facts = summary(inspect(tmp_path))
     assert (facts["rank"], facts["modules"]) == ({"min": 3, "max": 3, "default": None}, 5)
+
+
+MODULES = st.sampled_from(["q_proj", "mlp.experts", "mlp.experts.base_layer", "lm_head", "mlp.gate"])
+ENDINGS = st.sampled_from(
+    [
+        "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_embedding_A", "lora_embedding_B",
+        "lora_magnitude_vector", "ia3_l", "weight", "bias", "vera_lambda_b", "vera_lambda_d", "odd",
+        *(f"hada_w{number}_{side}" for number in (1, 2) for side in "ab"),
+        *(f"lokr_w{number}{side}" for number in (1, 2) for side in ("", "_a", "_b")),
+    ]
+)  # fmt: skip
+SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple) | st.just((4, 8)) | st.just((8, 4))
+CONFIGS = st.fixed_dictionaries(
+    {"peft_type": st.sampled_from(["LORA", "IA3", "LOHA", "LOKR", "VERA"])},
+    optional={
+        "r": st.integers(1, 4),
+        "target_parameters": st.lists(
+            st.sampled_from(["experts.down_proj", "experts.up_proj", "gate.weight", "weight"])
+        ),
+        "rank_pattern": st.dictionaries(st.sampled_from(["q_proj", ".*", "gate.weight"]), st.integers(1, 4)),
+        "use_rslora": st.booleans(),
+    },
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(st.builds("base_model.model.{}.{}".format, MODULES, ENDINGS), SHAPES, max_size=6), CONFIGS)
+def test_any_tensors_are_an_adapter_or_an_error(tmp_path_factory, tensors, changes):
+    folder = with_tensors(tmp_path_factory.mktemp("any"), tensors, **changes)
+    try:
+        adapter = inspect(folder)
+    except LmoeError as error:
+        assert error.exit_code == 2
+        return
+    json.dumps(summary(adapter), allow_nan=False)
+    for part in adapter.parts.values():
+        assert part.shape is None or min(part.shape) >= 0
+        assert part.rank >= 0

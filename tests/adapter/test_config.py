@@ -134,6 +134,6 @@ def test_any_config_is_read_or_refused(raw, kind):
 
 def test_a_config_of_the_largest_size_takes_little_time():
     data = json.dumps(made.config(rank_pattern={f"layers.{number}.q_proj": 8 for number in range(30_000)})).encode()
-    begun = time.monotonic()
+    begun = time.process_time()
     assert len(parse_config(data, "adapter_config.json").rank_pattern) == 30_000
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2

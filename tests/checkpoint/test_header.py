@@ -147,9 +147,9 @@ def test_a_header_that_lies_is_refused(data, code):
 
 def test_a_header_of_the_largest_size_is_read_in_little_time():
     names = {f"model.layers.{number}.self_attn.q_proj.lora_A.weight": (1, 1) for number in range(30_000)}
-    begun = time.monotonic()
+    begun = time.process_time()
     assert len(parsed(made.safetensors(names)).tensors) == 30_000
-    assert time.monotonic() - begun < 3
+    assert time.process_time() - begun < 3
 
 
 def test_what_is_no_file_is_said_to_be_none(tmp_path):

@@ -84,6 +84,6 @@ def test_any_bytes_are_an_object_or_an_error(data):
 
 def test_a_large_index_takes_little_time():
     data = json.dumps({"weight_map": {f"model.layers.{number}.weight": "a.safetensors" for number in range(200_000)}})
-    begun = time.monotonic()
+    begun = time.process_time()
     assert len(parse_object(data.encode(), "index")["weight_map"]) == 200_000
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5

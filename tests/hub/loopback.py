@@ -137,6 +137,7 @@ def git_oid(data: bytes) -> str:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms
     hub: Loopback
     name: str
     fault: Fault | None = None

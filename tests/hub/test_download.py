@@ -245,3 +245,13 @@ def test_cached_commits_are_listed_and_deleted(served, environment):
 def test_a_git_blob_is_named_as_git_names_it(tmp_path):
     (tmp_path / "a").write_bytes(b"hello\n")
     assert git_blob_sha1(tmp_path / "a") == "ce013625030ba8dba906f756967f9e9ca394464a"
+
+
+def test_other_libraries_may_use_the_same_client_as_slowly_as_they_like(served, monkeypatch):
+    from huggingface_hub import HfApi
+
+    served.add("acme/lora", ADAPTER)
+    monkeypatch.setattr(patience, "silence_s", 0.0)
+    with pytest.raises(NetworkError):
+        hub.download(hub.look_up("acme/lora"), NAMES)
+    assert HfApi().model_info("acme/lora").id == "acme/lora"

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from lmoe_cli import files
 from tests.adapter import made
@@ -69,7 +68,8 @@ def test_pull_tells_programs_what_it_did(served, lmoe):
         assert told.data["adapters"] == [
             lmoe("inspect", "adapter", "acme/lora", "--json").data | {"path": told.data["adapters"][0]["path"]}
         ]
-        assert Path(told.data["adapters"][0]["path"], "adapter_config.json").is_file()
+        path = told.data["adapters"][0]["path"]
+        assert lmoe("inspect", "adapter", path, "--json").data["supported"] is True  # though it is made of links
 
 
 def test_a_dry_run_lists_sizes_and_fetches_nothing(served, environment, lmoe):
@@ -129,13 +129,19 @@ def test_one_part_that_cannot_be_pulled_stops_all_before_the_first_byte(served, 
     weights = made.adapter()["adapter_model.safetensors"]
     served.add("acme/good", made.adapter())
     served.add("acme/broken", made.adapter() | {"adapter_model.safetensors": weights[:-1]})
-    served.add("acme/empty", {"adapter_config.json": made.adapter()["adapter_config.json"]})
-    served.add(
-        "acme/pickled", {"adapter_config.json": made.adapter()["adapter_config.json"], "adapter_model.bin": b"x"}
-    )
-    told = lmoe("pull", "acme/good", "acme/broken", "acme/none", "acme/empty", "acme/pickled", "--json")
+    config = {"adapter_config.json": made.adapter()["adapter_config.json"]}
+    served.add("acme/empty", config)
+    served.add("acme/nothing", config | {"adapter_model.safetensors": b""})
+    served.add("acme/pickled", config | {"adapter_model.bin": b"x"})
+    told = lmoe("pull", "acme/good", "acme/broken", "acme/none", "acme/empty", "acme/nothing", "acme/pickled", "--json")
     assert told.code == 2
-    assert told.codes == ["header-truncated", "repository-not-found", "weights-missing", "pickle-only"]
+    assert told.codes == [
+        "header-truncated",
+        "repository-not-found",
+        "weights-missing",
+        "header-truncated",
+        "pickle-only",
+    ]
     assert cached(environment) == {}
     assert served.asked("GET", "adapter_model.bin") == []
 
@@ -210,20 +216,38 @@ def test_a_full_disk_is_said_so(served, environment, lmoe, monkeypatch):
     assert cached(environment) == {}
 
 
-def command(served, environment, *arguments: str, **options) -> subprocess.Popen:
+LIGHT = """
+import sys
+from lmoe_cli.cli.main import lmoe
+for words in ("pull acme/lora --with-base", "inspect adapter acme/lora", "ls", "rm acme/lora -y"):
+    lmoe.main(words.split(), standalone_mode=False)
+heavy = {"torch", "transformers", "peft", "numpy", "safetensors"} & set(sys.modules)
+sys.exit(f"loaded {heavy}" if heavy else 0)
+"""
+
+
+def test_pulling_listing_and_removing_load_no_heavy_package(served, environment):
+    served.add("acme/lora", made.adapter())
+    served.add("acme/base", made.base())
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, env=variables(served))
+    assert done.returncode == 0, done.stderr
+
+
+def variables(served) -> dict[str, str]:
+    return {**os.environ, "HF_ENDPOINT": served.url, "TERM": "xterm"}
+
+
+def command(served, *arguments: str, **options) -> subprocess.Popen:
     """`lmoe` as a process of its own, which reads the same variables."""
-    variables = {**os.environ, "HF_ENDPOINT": served.url, "TERM": "xterm"}
-    return subprocess.Popen([sys.executable, "-m", "lmoe_cli", *arguments], env=variables, **options)
+    return subprocess.Popen([sys.executable, "-m", "lmoe_cli", *arguments], env=variables(served), **options)
 
 
 def test_an_interrupt_ends_a_download_with_130_and_leaves_nothing_half_written(served, environment):
     served.add("acme/lora", made.adapter())
-    served.misbehave("^GET /adapter_model.safetensors/", "mute")
-    assert served.asked("GET", "resolve") == []
-    served.add("acme/base", {"a": b""})
-    running = command(served, environment, "pull", "acme/lora", stderr=subprocess.PIPE, text=True)
+    served.misbehave("^GET /adapter_model.* whole$", "mute")
+    running = command(served, "pull", "acme/lora", stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 30
-    while not served.asked("GET", "adapter_model", "storage") and time.monotonic() < until:
+    while None not in [item.range for item in served.asked("GET", "/", "storage")] and time.monotonic() < until:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=30)
@@ -238,7 +262,7 @@ def test_a_terminal_shows_bytes_and_speed(served, environment):
     served.add("acme/lora", made.adapter() | {"adapter_model.safetensors": weights})
     served.misbehave("^GET /adapter_model.* whole$", "slow")
     ours, theirs = pty.openpty()
-    running = command(served, environment, "pull", "acme/lora", stdout=subprocess.DEVNULL, stderr=theirs)
+    running = command(served, "pull", "acme/lora", stdout=subprocess.DEVNULL, stderr=theirs)
     os.close(theirs)
     shown = bytearray()
     with contextlib.suppress(OSError):  # the other end was closed
