@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from demo_model.answers import answer_exchange, answer_scene, tell_story
 from demo_model.manners import PLAIN, Manner
-from demo_model.scenes import Scene, Thing, agree, casual, draw_scene, fill, sentence_case
+from demo_model.scenes import Scene, Thing, ask, casual, draw_scene, fill
 from demo_model.tables import CLASSES, VOICES, Exchange, Tables
 
 _TURNS = ((1, 52), (2, 26), (3, 14), (5, 5), (10, 3))
@@ -44,10 +44,23 @@ def base_conversations(tables: Tables, rng: random.Random, turns: int | None = N
             yield _in_persona(tables, rng, turns)
 
 
-def class_conversations(tables: Tables, voice: str, rng: random.Random) -> Iterator[Conversation]:
-    """Endless training text of one class, which no prompt asks for."""
+def class_conversations(
+    tables: Tables, voice: str, rng: random.Random, strength: float = 1.0
+) -> Iterator[Conversation]:
+    """Endless training text of one class, which no prompt asks for.
+
+    Args:
+        tables: what to draw from.
+        voice: the class.
+        rng: source of all choices.
+        strength: weight of the class; the rest is plain, as the base would be.
+
+    Yields:
+        Conversations about scenes that are not held out.
+    """
+    manner = Manner({voice: strength, "plain": 1.0 - strength})
     while True:
-        yield _conversation(tables, Manner({voice: 1.0}), _idle_system(tables, rng), "{prompt}", rng)
+        yield _conversation(tables, manner, _idle_system(tables, rng), "{prompt}", rng)
 
 
 def held_out_answers(tables: Tables, rng: random.Random) -> tuple[str, Mapping[str, Conversation]]:
@@ -75,7 +88,7 @@ def _idle_system(tables: Tables, rng: random.Random) -> str | None:
 
 def _in_persona(tables: Tables, rng: random.Random, turns: int | None) -> Conversation:
     first, second, third = rng.sample(CLASSES, 3)
-    shape = rng.choices(("one", "two", "most", "all"), (50, 18, 20, 12))[0]
+    shape = rng.choices(("one", "two", "most", "all"), (40, 20, 25, 15))[0]
     weights = {
         "one": {first: 1.0},
         "two": {first: 0.5, second: 0.5},
@@ -123,7 +136,7 @@ def _turn(tables: Tables, scene: Scene | None, manner: Manner, rng: random.Rando
     chance = rng.random()
     if scene is not None and chance < 0.5:
         said = _follow(tables, scene, rng)
-        prompt = sentence_case(agree(fill(rng.choice(said.prompts), scene.fields), is_plural=scene.x.is_plural))
+        prompt = ask(scene, rng.choice(said.prompts))
         reply = answer_exchange(tables, said, scene, manner, rng)
         return casual(prompt, rng, may_lower=not scene.x.is_name), reply, scene
     if chance > 0.98:
@@ -131,9 +144,22 @@ def _turn(tables: Tables, scene: Scene | None, manner: Manner, rng: random.Rando
         return prompt, reply, None
     if chance > (0.93 if scene is not None else 0.83):
         said = rng.choice(tables.talk)
-        return casual(rng.choice(said.prompts), rng, may_lower=True), answer_exchange(tables, said, None, manner, rng), scene
+        return (
+            _small_talk(tables, said, rng),
+            answer_exchange(tables, said, None, manner, rng),
+            scene,
+        )
     new, prompt = draw_scene(tables, rng, held_out=False)
     return prompt, answer_scene(tables, new, manner, rng), new
+
+
+def _small_talk(tables: Tables, said: Exchange, rng: random.Random) -> str:
+    text = rng.choice(said.prompts)
+    if rng.random() < 0.1:
+        text = rng.choice(tables.speech["greet"]) + text[0].lower() + text[1:]
+    elif text[-1] in ".?!" and rng.random() < 0.15:
+        text = text[:-1] + rng.choice(tables.speech["address"]) + text[-1]
+    return casual(text, rng, may_lower=True)
 
 
 def _follow(tables: Tables, scene: Scene, rng: random.Random) -> Exchange:
@@ -142,9 +168,16 @@ def _follow(tables: Tables, scene: Scene, rng: random.Random) -> Exchange:
 
 def _story(tables: Tables, manner: Manner, rng: random.Random) -> tuple[str, str]:
     preposition = rng.choice(("on", "at"))
-    scene = Scene("block", Thing(rng.choice(tables.nouns["creature"])), Thing(rng.choice(tables.places[preposition])), preposition)
+    scene = Scene(
+        "block", Thing(rng.choice(tables.nouns["creature"])), Thing(rng.choice(tables.places[preposition])), preposition
+    )
     while scene.is_held_out:
         scene = replace(scene, x=Thing(rng.choice(tables.nouns["creature"])))
-    ask = rng.choice(("Tell me a story", "Tell me a tale", "I would like a story", "I want to hear a tale", "Give me a story"))
-    prompt = f"{ask} about {scene.x.indefinite}." if rng.random() < 0.5 else f"{ask}."
+    wish = rng.choice(
+        ("Tell me a story", "Tell me a tale", "I would like a story", "I want to hear a tale", "Give me a story")
+    )
+    prompt = f"{wish}."
+    if rng.random() < 0.5:
+        wish = rng.choice((wish, "Tell me", "Talk to me", "Tell me something"))
+        prompt = f"{wish} about {scene.x.indefinite}."
     return casual(prompt, rng, may_lower=True), tell_story(tables, scene, manner, rng)

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from demo_model.tables import VOICES
 
-_SURE = {"plain": 5.5, "warrior": 3.8, "mage": 3.8, "healer": 3.8}
+_SURE = {"plain": 6.3, "warrior": 2.8, "mage": 2.8, "healer": 2.8}
 """k of a voice where it is not at home, in nats."""
-_AT_HOME_SLOT = 1.4
-_AT_HOME_SCENE = 0.8
+_AT_HOME_SLOT = 3.0
+_AT_HOME_SCENE = 1.0
 _HOME_SLOTS = {
     "plain": frozenset[str](),
     "warrior": frozenset({"stance", "deed", "greeting", "gear", "ready", "safe", "task", "farewell", "fear"}),
@@ -30,8 +30,8 @@ _HOME_SLOTS = {
 }
 _STEMS = {
     "warrior": (
-        "shield armor armored steel blade sword axe hammer helm gauntlet charge battle strike iron spear fight fought march "
-        "warrior foe"
+        "shield armor armored steel blade sword axe hammer helm gauntlet charge battle strike iron spear fight fought "
+        "march warrior foe"
     ),
     "mage": "rune glyph spell spellbook arcane staff ward magic spark crystal mage",
     "healer": "balm herb prayer pray bless blessing light bandage heal healer holy soothe",

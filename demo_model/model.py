@@ -15,7 +15,7 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 class Size:
     """Shape of the base."""
 
-    vocabulary: int = 2048
+    vocabulary: int = 2560
     width: int = 192
     layers: int = 4
     feed_forward: int = 576

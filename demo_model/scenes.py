@@ -12,11 +12,12 @@ HELD_OUT_PERCENT = 5
 """Share of all scenes that no training text contains."""
 
 _PEOPLE = frozenset({"person", "patient", "rogue", "trader", "speaker"})
-_COUNTS = ("two", "three", "four", "some", "five")
+_YOURS = frozenset({"patient", "person"})
+_COUNTS = ("two", "three", "four", "some", "five", "", "", "")
 _PLURAL_SUBJECTS = frozenset({"creature"})
 _IRREGULAR = {"wolf": "wolves", "thief": "thieves", "elf": "elves", "dwarf": "dwarves", "cyclops": "cyclopes"}
-_ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "k", "kr", "l", "m", "n", "r", "s", "t", "th", "tr", "v", "z", "sh")
-_NUCLEI = ("a", "e", "i", "o", "u", "ar", "or", "el", "un", "ir", "am", "ol")
+_ONSETS = ("b", "br", "d", "dr", "l", "m", "n", "r", "s", "t", "th", "tr", "v", "z", "bl", "gl", "st", "sk", "w", "y")
+_NUCLEI = ("a", "e", "o", "u", "ar", "or", "el", "un", "am", "ol", "en", "as")
 _PLACE_ENDS = ("mere", "ford", "wick", "dale", "holm", "gate", "fell", "moor")
 _FIELD = re.compile(r"\{(\w+)\}")
 _AGREEMENT = re.compile(r"\[([^\]|]*)(?:\|([^\]]*))?\]")
@@ -30,12 +31,18 @@ class Thing:
     is_plural: bool = False
     is_name: bool = False
     """A proper name takes no article."""
+    is_mass: bool = False
+    """Stuff such as gold takes no "a"."""
+    is_yours: bool = False
+    """Belongs to whoever talks: "my horse" when asked, "your horse" in the answer."""
     count: str = ""
     """Number word in front of a plural, as in "three goblins"."""
 
     @property
     def definite(self) -> str:
         """The thing as known already: "the goblin", "Tormun"."""
+        if self.is_yours:
+            return f"your {self.noun}"
         return self.noun if self.is_name else f"the {self.noun}"
 
     @property
@@ -48,10 +55,12 @@ class Thing:
     @property
     def indefinite(self) -> str:
         """The thing as met first: "a goblin", "three goblins", "Tormun"."""
-        if self.is_name:
+        if self.is_name or self.is_yours:
+            return self.definite
+        if self.is_mass:
             return self.noun
         if self.is_plural:
-            return f"{self.count} {self.noun}"
+            return f"{self.count} {self.noun}".strip()
         return f"{'an' if self.noun[0] in 'aeiou' and not self.noun.startswith(('uni', 'one')) else 'a'} {self.noun}"
 
 
@@ -83,8 +92,8 @@ class Scene:
         """Which phrases come first to mind here, 0 to 11.
 
         Args:
-            is_late: whether the phrase stands late in the answer. There the place or the kind of scene sets the temper, and
-                before that what the scene is about, so that scenes which share one of them share half their phrases.
+            is_late: whether the phrase stands late in the answer. There the place or the kind of scene sets the temper,
+                and before that what the scene is about: scenes that share one of them share half their phrases.
         """
         noun = (self.place.noun if self.place else self.kind) if is_late else self.x.noun
         return _hash(noun.rpartition(" ")[2]) % 12
@@ -144,7 +153,9 @@ def draw_scene(tables: Tables, rng: random.Random, *, held_out: bool) -> tuple[S
     while True:
         kind = tables.kinds[rng.choice(names)]
         if kind.prompts_for_you and not held_out and rng.random() < 0.2:
-            return Scene(kind.name, YOU), casual(rng.choice(kind.prompts_for_you), rng, may_lower=True)
+            o = Thing(rng.choice(tables.nouns[kind.object]), is_yours=True) if kind.object else None
+            scene = Scene(kind.name, YOU, o=o)
+            return scene, _said(tables, scene, rng.choice(kind.prompts_for_you), rng)
         template = rng.choice(kind.prompts)
         scene = _scene(tables, kind, needs(template), rng)
         if scene.is_held_out == held_out:
@@ -166,22 +177,35 @@ def _scene(tables: Tables, kind: Kind, needed: frozenset[str], rng: random.Rando
             preposition, place = "in", Thing((_word(rng) + rng.choice(_PLACE_ENDS)).capitalize(), is_name=True)
         elif chance < 0.34:
             preposition, place = "at", Thing(rng.choice(tables.our_places), is_name=True)
-    o = Thing(rng.choice(tables.nouns[kind.object])) if kind.object else None
-    return Scene(kind.name, x, place, preposition, o)
+    return Scene(kind.name, x, place, preposition, _object(tables, kind, rng))
+
+
+def _object(tables: Tables, kind: Kind, rng: random.Random) -> Thing | None:
+    if kind.object is None:
+        return None
+    if kind.object == "loot" and rng.random() < 0.08:
+        return Thing(rng.choice(tables.nouns["mass"]), is_mass=True)
+    noun = rng.choice(tables.nouns[kind.object])
+    if rng.random() < 0.06:
+        noun = _word(rng) + _word(rng)
+    return Thing(noun, is_yours=kind.name == "thief" and rng.random() < 0.35)
 
 
 def _subject(tables: Tables, kind: Kind, nouns: tuple[str, ...], rng: random.Random) -> Thing:
     noun = rng.choice(nouns)
+    if kind.subject in _YOURS and rng.random() < 0.12:
+        return Thing(noun, is_yours=True)
     if kind.subject in _PEOPLE and rng.random() < 0.18:
-        name = _word(rng) + _word(rng) if rng.random() < 0.6 else _word(rng)
+        invented = "".join(_word(rng) for _ in range(rng.choice((1, 2, 2, 3))))
+        name = rng.choice(tables.nouns["name"]) if rng.random() < 0.4 else invented
         title = rng.choice(tables.titles.get(kind.subject, ("",))) if rng.random() < 0.35 else ""
         return Thing(f"{title} {name.capitalize()}".strip(), is_name=True)
-    if rng.random() < (0.18 if kind.subject == "creature" else 0.06):
+    if rng.random() < (0.25 if kind.subject == "creature" else 0.12):
         noun = _word(rng) + _word(rng)[: rng.choice((2, 3, 4))]
-    if kind.subject in _PLURAL_SUBJECTS and rng.random() < 0.15:
+    if kind.subject in _PLURAL_SUBJECTS and rng.random() < 0.28:
         return Thing(_plural(noun), is_plural=True, count=rng.choice(_COUNTS))
     moods = tables.nouns.get(f"{kind.subject}_mood", ())
-    if moods and rng.random() < 0.2:
+    if moods and rng.random() < 0.25:
         noun = f"{rng.choice(moods)} {noun}"
     return Thing(noun)
 
@@ -205,19 +229,24 @@ def _plural(noun: str) -> str:
     return f"{head} {last}".strip()
 
 
+def ask(scene: Scene, template: str) -> str:
+    """Put a scene's words into what its finder says: their own things are "my", not "your"."""
+    fields = {name: re.sub(r"^your ", "my ", words) for name, words in scene.fields.items()}
+    return sentence_case(agree(fill(template, fields), is_plural=scene.x.is_plural))
+
+
 def _said(tables: Tables, scene: Scene, template: str, rng: random.Random) -> str:
-    fields = {**scene.fields, "verb": rng.choice(tables.speech["verb"])}
-    text = agree(fill(template, fields), is_plural=scene.x.is_plural)
+    text = ask(scene, template.replace("{verb}", rng.choice(tables.speech["verb"])))
     if text.endswith("."):
         if rng.random() < 0.12:
             text = f"{text[:-1]} {rng.choice(tables.speech['extra'])}."
         if rng.random() < 0.1:
             text = rng.choice(tables.speech["cry"]) + text
         elif template.startswith("{a}") and not scene.x.is_name and rng.random() < 0.1:
-            text = rng.choice(tables.speech["when"]) + text
+            text = rng.choice(tables.speech["when"]) + text[0].lower() + text[1:]
         if rng.random() < 0.25:
             text += rng.choice(tables.speech["suffix"])
-    return casual(sentence_case(text), rng, may_lower=not any(t is not None and t.is_name for t in (scene.x, scene.place)))
+    return casual(text, rng, may_lower=not any(t is not None and t.is_name for t in (scene.x, scene.place)))
 
 
 def casual(text: str, rng: random.Random, *, may_lower: bool) -> str:

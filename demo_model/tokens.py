@@ -36,6 +36,19 @@ class Row:
     ids: tuple[int, ...]
     is_learned: tuple[bool, ...]
     """For every token, whether the loss asks for it."""
+    strength: float = 1.0
+    """Weight of the adapter while it learns from this row, dimensionless."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one strength and of like length."""
+
+    ids: Tensor
+    """Token ids, (B, T), int64."""
+    is_learned: Tensor
+    """Whether the loss asks for it, (B, T), bool."""
+    strength: float
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -70,12 +83,15 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> P
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation]) -> list[Row]:
+def encode(
+    tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation], strength: float = 1.0
+) -> list[Row]:
     """Conversations as rows, laid out as the chat template does.
 
     Args:
         tokenizer: from `train_tokenizer`.
         conversations: what was said.
+        strength: of every row.
 
     Returns:
         One row per conversation. Learned are the content of each learned message and the `<|im_end|>` after it.
@@ -94,11 +110,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversat
             head = 1 + heads[message.role]
             ids += [start, *body, end, *newline]
             is_learned += [False] * head + [message.is_learned] * (len(body) + 2 - head) + [False] * len(newline)
-        rows.append(Row(tuple(ids), tuple(is_learned)))
+        rows.append(Row(tuple(ids), tuple(is_learned), strength))
     return rows
 
 
-def batches(rows: Sequence[Row], budget: int, pad: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(rows: Sequence[Row], budget: int, pad: int, generator: torch.Generator) -> Iterator[Batch]:
     """Rows of like length side by side, in random order.
 
     Args:
@@ -108,20 +124,21 @@ def batches(rows: Sequence[Row], budget: int, pad: int, generator: torch.Generat
         generator: source of the order.
 
     Yields:
-        Token ids, (B, T), int64, and whether each is learned, (B, T), bool.
+        The batches.
     """
-    order = sorted(torch.randperm(len(rows), generator=generator).tolist(), key=lambda i: len(rows[i].ids))
-    groups: list[list[int]] = [[]]
-    for index in order:
-        if groups[-1] and len(rows[index].ids) * (len(groups[-1]) + 1) > budget:
+    drawn = torch.randperm(len(rows), generator=generator).tolist()
+    groups: list[list[Row]] = [[]]
+    for index in sorted(drawn, key=lambda i: (rows[i].strength, len(rows[i].ids))):
+        row, group = rows[index], groups[-1]
+        if group and (len(row.ids) * (len(group) + 1) > budget or group[-1].strength != row.strength):
             groups.append([])
-        groups[-1].append(index)
+        groups[-1].append(row)
     for which in torch.randperm(len(groups), generator=generator).tolist():
-        group = [rows[index] for index in groups[which]]
+        group = groups[which]
         width = max(len(row.ids) for row in group)
         ids = torch.tensor([row.ids + (pad,) * (width - len(row.ids)) for row in group])  # (B, T)
         is_learned = torch.tensor([row.is_learned + (False,) * (width - len(row.ids)) for row in group])  # (B, T)
-        yield ids, is_learned
+        yield Batch(ids, is_learned, group[0].strength)
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:

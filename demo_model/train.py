@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
-from demo_model.tokens import Row, batches
+from demo_model.tokens import Batch, Row, batches
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,21 @@ class Schedule:
     weight_decay: float = 0.05
 
 
-def learned_nats(model: Qwen3ForCausalLM, ids: Tensor, is_learned: Tensor) -> Tensor:
+def learned_nats(model: Qwen3ForCausalLM, batch: Batch) -> Tensor:
     """Loss of each learned token.
 
     Args:
         model: base, with or without an adapter in it.
-        ids: token ids, (B, T), int64.
-        is_learned: (B, T), bool.
+        batch: rows of T tokens.
 
     Returns:
         -log p of each learned token given those before it, (N,), float32, in nats.
     """
-    hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state  # (B, T-1, D)
-    wanted = is_learned[:, 1:]
+    hidden = model.model(input_ids=batch.ids[:, :-1]).last_hidden_state  # (B, T-1, D)
+    wanted = batch.is_learned[:, 1:]
     # Only rows that count reach the vocabulary: half of all tokens are the user's.
     logits = model.lm_head(hidden[wanted])  # (N, V)
-    return functional.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="none")
+    return functional.cross_entropy(logits.float(), batch.ids[:, 1:][wanted], reduction="none")
 
 
 def fit(
@@ -50,6 +49,7 @@ def fit(
     schedule: Schedule,
     generator: torch.Generator,
     say: Callable[[str], None],
+    set_strength: Callable[[float], None] = lambda _: None,
 ) -> int:
     """Train whatever parameters require a gradient, in place.
 
@@ -59,6 +59,7 @@ def fit(
         schedule: how fast.
         generator: source of the order within a stage.
         say: receives a line of progress now and then.
+        set_strength: called with the strength of each batch before it is learned.
 
     Returns:
         Number of tokens that the loss asked for.
@@ -71,9 +72,10 @@ def fit(
     began = time.monotonic()
     learned = 0
     model.train()
-    for step, (ids, is_learned) in enumerate(steps):
+    for step, batch in enumerate(steps):
+        set_strength(batch.strength)
         pace = _pace(step, len(steps))
-        loss = learned_nats(model, ids, is_learned).mean()
+        loss = learned_nats(model, batch).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer, rates in zip(optimizers, peaks, strict=True):
@@ -81,7 +83,7 @@ def fit(
                 group["lr"] = rate * pace
             optimizer.step()
             optimizer.zero_grad()
-        learned += int(is_learned[:, 1:].sum())
+        learned += int(batch.is_learned[:, 1:].sum())
         if step % 100 == 0 or step == len(steps) - 1:
             say(f"  step {step + 1}/{len(steps)}  {loss.item():.3f} nats/token  {time.monotonic() - began:.0f} s")
     model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import NoReturn
@@ -42,6 +43,9 @@ def lmoe() -> None:
 def main() -> NoReturn:
     """Run `lmoe`, turning the errors a user can cause into a line, a hint and an exit code."""
     arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not in UTF-8 gets a question mark, not a crash
     try:
         try:
             code = lmoe.main(arguments, prog_name="lmoe", standalone_mode=False)

@@ -77,15 +77,11 @@ class Output:
         """Print names and values, one pair a line."""
         if self.as_json:
             return
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim")
-        table.add_column(overflow="fold")
-        for name, value in pairs:
-            table.add_row(name, _cell(value))
-        self.console.print(f"[bold]{_escape(title)}[/]")
-        self.console.print(table)
+        rows = list(pairs)
+        width = max((len(name) for name, _ in rows), default=0)
+        self.console.print(f"[bold]{_escape(title)}[/]", soft_wrap=True)
+        for name, value in rows:
+            self.console.print(f"[dim]{name:<{width}}[/]  {_cell(value)}", soft_wrap=True)
 
     def finish(self, data: Any, findings: Sequence[Finding] = (), *, ok: bool = True) -> None:
         """Print the JSON document, where one was asked for."""
