@@ -31,7 +31,7 @@ COMMANDS = {
 @click.group(cls=LazyGroup, entries=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name="lmoe")
 def lmoe() -> None:
-    r"""Compose LoRA adapters into one model that is several things at once.
+    """Compose LoRA adapters into one model that is several things at once.
 
     \b
     lmoe chat                        talk to the embedded battle-mage, offline

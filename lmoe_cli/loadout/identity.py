@@ -1,4 +1,4 @@
-"""Is this the base an adapter was trained on? What names alone can tell.
+"""Is this the base an adapter was trained on? What names can tell, and weights where both models are on this machine.
 
 A name in an ``adapter_config.json`` is a claim: an organisation's repository, a mirror or a quantised copy of it, or a
 folder on somebody's disk.
@@ -6,12 +6,16 @@ folder on somebody's disk.
 
 from __future__ import annotations
 
+import os
 import re
 from enum import Enum
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from lmoe_cli.loadout.base import Base
-from lmoe_cli.source import Remote
+from lmoe_cli.checkpoint.index import Stored
+from lmoe_cli.errors import LmoeError
+from lmoe_cli.files import opened
+from lmoe_cli.loadout.base import Base, read_base
+from lmoe_cli.source import Folder, Remote
 
 MIRRORS = (
     "unsloth",
@@ -46,6 +50,8 @@ RENAMED = {
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+\Z")
 CACHED = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/")
+SAMPLES, SAMPLE_BYTES = 8, 4096
+"""How many tensors of two models are compared, and how much of each."""
 
 
 class Match(Enum):
@@ -64,17 +70,45 @@ def compare(claim: str | None, base: Base) -> Match:
         base: The base of the loadout.
 
     Returns:
-        SAME where the names agree after mirrors, quantised copies and renamings; OTHER where both are names of
-        repositories and differ; UNKNOWN where either is only a folder.
+        What the weights say, where the claim is a folder on this machine. Otherwise SAME where the names agree after
+        mirrors, quantised copies and renamings; OTHER where both are names of repositories and differ; UNKNOWN where
+        either is only a folder.
     """
     if not claim:
         return Match.UNKNOWN
+    if Path(claim).is_absolute() and (verdict := _compare_weights(Path(claim), base)) is not Match.UNKNOWN:
+        return verdict
     here = _names(base)
     wanted = canonical(claim)
     if any(same(wanted, name) for name in here):
         return Match.SAME
     both_public = _is_public(claim) and any(_is_public(name) for name in here)
     return Match.OTHER if both_public else Match.UNKNOWN
+
+
+def _compare_weights(claimed: Path, base: Base) -> Match:
+    """Read the beginnings of the largest tensors of two models that are both here."""
+    if not (base.source.path and claimed.is_dir()):
+        return Match.UNKNOWN
+    if claimed.samefile(base.source.path):
+        return Match.SAME
+    try:
+        other = read_base(Folder(str(claimed), claimed))
+        largest = sorted(base.stored.values(), key=lambda tensor: (-tensor.info.size, tensor.name))[:SAMPLES]
+        for mine in largest:
+            theirs = other.stored.get(mine.name)
+            if theirs is None or theirs.info.dtype != mine.info.dtype:
+                return Match.UNKNOWN  # another layout or precision of what may well be the same model
+            if theirs.info.shape != mine.info.shape or _beginning(other, theirs) != _beginning(base, mine):
+                return Match.OTHER
+    except LmoeError:  # what the claim leads to is no model
+        return Match.UNKNOWN
+    return Match.SAME
+
+
+def _beginning(base: Base, tensor: Stored) -> bytes:
+    with opened(base.source.require(tensor.file)) as file:
+        return os.pread(file.fileno(), min(SAMPLE_BYTES, tensor.info.size), tensor.info.start)
 
 
 def same(first: str, second: str) -> bool:

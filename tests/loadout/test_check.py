@@ -111,6 +111,20 @@ def test_a_base_known_only_by_a_folder_is_a_warning(parts):
     assert "base-unconfirmed" in codes(report)
 
 
+@pytest.mark.parametrize("known_as", ["twin", "base"])
+def test_the_weights_decide_where_the_named_base_is_a_folder_on_this_machine(parts, known_as):
+    trained_on = parts / "elsewhere" / known_as
+    shutil.copytree(parts / "base", trained_on)
+    edit(parts / "one" / "adapter_config.json", base_model_name_or_path=str(trained_on))
+    assert not [item for item in found(parts).findings if item.where == "one"]
+
+    weights = load_file(trained_on / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, trained_on / "model.safetensors")
+    report = found(parts)
+    assert [item.where for item in report.findings if item.code == "base-mismatch"] == ["one"]
+    assert found(parts, one={"accept_base": [str(trained_on)]}).ok
+
+
 @pytest.mark.parametrize(
     ("claim", "name", "verdict"),
     [
