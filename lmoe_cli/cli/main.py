@@ -37,7 +37,7 @@ def lmoe() -> None:
     lmoe chat                        talk to the embedded battle-mage, offline
     lmoe inspect adapter REF         what an adapter is, before downloading it
     lmoe check RECIPE                whether the parts fit together
-    """
+    """  # noqa: D301 - click marks text to be left as it is with a backspace
 
 
 def main() -> NoReturn:
