@@ -168,6 +168,9 @@ RUN = {
     "tokenizer-broken": _error("The base's tokenizer cannot be loaded.", AGAIN),
     "device-unknown": _error("This machine has no such device.", "`cpu`, `cuda`, `cuda:0`, `mps`."),
     "extra-missing": _error("An optional library is needed.", "Install the extra that the hint names."),
+    "quantize-unsupported": _error(
+        "bitsandbytes has no product for these shapes on a CPU.", "Leave `--quantize` out, or use a CUDA device."
+    ),
     "weights-fixed": _error("A static router's weights do not turn.", "Use `router: {type: weighted}`."),
     "weight-invalid": _error("Not a finite number.", "A number such as `0.3`."),
     "expert-unknown": _error("The loadout has no expert of that name.", "See its names with `/w`."),

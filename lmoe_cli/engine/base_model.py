@@ -83,6 +83,24 @@ def _require_whole(base: Base, told: Any) -> None:
         raise InvalidFileError("base-incomplete", message, hint=hint, where=base.ref)
 
 
+def require_quantized_runs(base: Base, model: nn.Module) -> None:
+    """Run one token through a quantised base: on a CPU some shapes load and then have no product.
+
+    To be called when nothing reads the quantised weights any more: the first product packs them for itself.
+
+    Raises:
+        UsageError: bitsandbytes cannot run these shapes here.
+    """
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long))
+    except (AssertionError, RuntimeError, ValueError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        message = f"{base.ref}: bitsandbytes cannot run it on this CPU: {reason}"
+        hint = "leave --quantize out, or choose a CUDA device"
+        raise UsageError("quantize-unsupported", message, hint=hint, where=base.ref) from error
+
+
 def load_tokenizer(base: Base, *, trust_remote_code: bool = False) -> Any:
     """Load a base's tokenizer.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lmoe_cli.bank.bank import build_bank
 from lmoe_cli.check import require
-from lmoe_cli.engine.base_model import load_model
+from lmoe_cli.engine.base_model import load_model, require_quantized_runs
 from lmoe_cli.engine.device import choose_device, choose_dtype
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.hub import Progress
@@ -75,6 +75,8 @@ def start(
     router = loadout.recipe.router
     engine = Engine(loadout, model, bank, registry.load(router.type)(weights))
     is_quantized = bool(quantize or loadout.base.quantization)
+    if is_quantized and place.type == "cpu":
+        require_quantized_runs(loadout.base, model)
     if isinstance(router, StaticRouter) and router.fold and not is_quantized:
         engine.fold()
     return engine

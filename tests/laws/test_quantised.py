@@ -71,6 +71,21 @@ def test_an_expert_on_a_quantised_base_acts_on_what_the_quantised_weights_stand_
     assert noise < 0.1 * effect, "the comparison would see nothing"
 
 
+def test_shapes_that_have_no_quantised_product_here_are_refused_when_they_are_loaded(tmp_path, monkeypatch):
+    """Some CPUs take a path of bitsandbytes that wants multiples of 32; here its product is made to refuse."""
+    import bitsandbytes
+
+    def refuse(*_):
+        raise AssertionError("N must be divisible by block_n")
+
+    monkeypatch.setattr(bitsandbytes.nn.Linear4bit, "forward", refuse)
+    base = tiny.save_base("llama", tmp_path / "base", **WIDE)
+    adapter = tiny.save_adapter(base, "lora", tmp_path / "one")
+    with pytest.raises(UsageError, match="N must be divisible") as caught:
+        start(Case(base, adapter, adapter).loadout({"one": 1.0}), device="cpu", dtype="float32", quantize="nf4")
+    assert caught.value.code == "quantize-unsupported"
+
+
 def test_a_quantised_base_cannot_be_folded_into(wide):
     engine = start(wide["lora"].loadout({"one": 1.0}), device="cpu", dtype="float32", quantize="nf4")
     before = engine.logits(tiny.tokens())
