@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check docs bench demo-model format clean
+.PHONY: demo test check docs picture bench demo-model format clean
 
 demo: $(VENV)/.run  ## talk to the battle-mage; without a terminal, let it answer once
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/lmoe chat --loadout recipes/battlemage.yaml; \
@@ -22,6 +22,9 @@ check: $(VENV)/.check  ## layout, mistakes, types and the direction of imports
 
 docs: $(VENV)/.docs  ## the documentation site, into site/
 	$(BIN)/mkdocs build --quiet --strict
+
+picture: $(VENV)/.docs  ## docs/chat.svg, drawn from the running program
+	$(BIN)/python docs/picture.py
 
 bench: $(VENV)/.test  ## every table of docs/benchmarks.md; wants a quiet machine
 	$(BIN)/python -m benchmarks
