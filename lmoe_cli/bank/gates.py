@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def in_force(gates: Tensor | Sequence[Sequence[float]] | Sequence[float], skip_below: float) -> Tensor:
+    """Gates as they act, which is the same for a live, a folded and a baked blend.
+
+    Args:
+        gates: g, any shape.
+        skip_below: Gates of a smaller magnitude act as 0; one that is equal counts. Compared in float32.
+
+    Returns:
+        The same shape, float32.
+    """
+    values = torch.as_tensor(gates, dtype=torch.float32)
+    return torch.where(values.abs() < skip_below, 0.0, values)
 
 
 class Gates:
@@ -14,7 +31,7 @@ class Gates:
     Args:
         count: E, number of experts.
         device: Where the blended modules are.
-        skip_below: Experts whose gates are all smaller than this are skipped.
+        skip_below: See `in_force`.
     """
 
     def __init__(self, count: int, device: torch.device | str = "cpu", skip_below: float = 0.0) -> None:
@@ -22,7 +39,7 @@ class Gates:
         """g, (rows, E), float32; one row for the whole batch, or one for each of its rows."""
         self.skip_below = skip_below
         self._active: frozenset[int] = frozenset()
-        self._derived: dict[Hashable, Tensor] = {}
+        self._derived: dict[Hashable, Any] = {}
 
     def set(self, values: Tensor | Sequence[Sequence[float]] | Sequence[float]) -> None:
         """Change the gates; the next forward uses them.
@@ -33,13 +50,12 @@ class Gates:
         Raises:
             ValueError: Not a finite number per expert.
         """
-        new = torch.as_tensor(values, dtype=torch.float32)
+        new = in_force(values, self.skip_below)
         new = new[None] if new.dim() == 1 else new
         if new.dim() != 2 or new.shape[1] != self.values.shape[1] or not torch.isfinite(new).all():
             raise ValueError(f"gates must be {self.values.shape[1]} finite numbers per row, got {values!r}")
-        strength = new.abs().amax(dim=0)  # (E,)
-        self._active = frozenset((strength > self.skip_below).nonzero().flatten().tolist())
-        self.values = torch.where(new.abs() > self.skip_below, new, 0.0).to(self.values.device)
+        self._active = frozenset(new.any(dim=0).nonzero().flatten().tolist())
+        self.values = new.to(self.values.device)
         self._derived.clear()
 
     @property
@@ -76,9 +92,9 @@ class Gates:
         """
         return self.derived(key, lambda: self.values[:, experts] @ vectors)
 
-    def derived(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """Something computed from the gates, kept until they change."""
-        found = self._derived.get(key)
+    def derived(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Something computed from the gates, other than None, kept until they change."""
+        found: T | None = self._derived.get(key)
         if found is None:
             found = self._derived[key] = make()
         return found

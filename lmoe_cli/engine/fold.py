@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe_cli.bank.delta import Delta, Update, bias_update, update
+from lmoe_cli.bank.gates import in_force
 from lmoe_cli.bank.load import open_terms
 from lmoe_cli.bank.tree import Location, Tree
 from lmoe_cli.checkpoint.reader import TensorReader
@@ -53,7 +54,7 @@ def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float]) -> Fo
     """
     tree = Tree(model)
     shared = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
-    gates = [weights[expert.name] for expert in loadout.experts]
+    gates = in_force([weights[expert.name] for expert in loadout.experts], loadout.recipe.skip_below).tolist()
     places = {target: tree.find(items[0][1]) for target, items in loadout.by_target.items()}
     if any(not tree.stored(place).is_floating_point() for place in places.values()):
         hint = "use 'router: {type: weighted}' or 'fold: false'"
