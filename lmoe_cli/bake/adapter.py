@@ -22,9 +22,10 @@ from lmoe_cli import files
 from lmoe_cli.adapter.write import Entry, lora_config, write_adapter
 from lmoe_cli.bake.lowrank import padded, truncate
 from lmoe_cli.bake.model import REPORT
-from lmoe_cli.bake.plan import STORED_AS, bias_name
+from lmoe_cli.bake.plan import STORED_AS
 from lmoe_cli.bake.report import experts_facts
-from lmoe_cli.bank.delta import Term, bias_update, update
+from lmoe_cli.bake.stored import stored_at
+from lmoe_cli.bank.delta import Delta, bias_update, update
 from lmoe_cli.bank.load import Terms, open_terms
 from lmoe_cli.bank.variants.lora import row_norms
 from lmoe_cli.checkpoint.reader import TensorReader
@@ -33,6 +34,8 @@ from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.layout import CONV1D, Target
 from lmoe_cli.loadout.loadout import Loadout
 
+Gated = list[tuple[float, Delta]]
+"""Gate and delta of each expert in one matrix."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM takes."""
 
@@ -134,20 +137,12 @@ def _modules(loadout: Loadout, terms: Terms, reader: TensorReader, rank: int | N
         if target.index is not None or items[0][1].part.experts > 1:
             raise _inexpressible(f"{name}: experts of a mixture cannot be stacked into one adapter")
 
-        def weight(target: Target = target) -> Tensor:
-            stored = reader.tensor(target.tensor).float()
-            return stored.T if target.transposed and stored.dim() == 2 else stored
-
-        def bias(target: Target = target) -> Tensor | None:
-            found = bias_name(loadout.base, target)
-            return reader.tensor(found).float() if found else None
-
-        found = terms.at(target, weight, bias)
-        gated = [pair for term in found for pair in term.gated(gates[term.expert])]
+        weight, bias = stored_at(loadout.base, reader, target)
+        gated = terms.gated(target, weight, bias, gates)
         total = update(gated, transposed=False)
         change = bias_update(gated)
-        if _is_saved(found) or (total is None and change is not None):
-            yield _saved(name, target, found, gates, reader, bias())
+        if _is_saved(gated) or (total is None and change is not None):
+            yield _saved(name, target, gated, reader, bias())
             continue
         if total is None:
             continue
@@ -175,19 +170,16 @@ def _has_scales(loadout: Loadout) -> bool:
     return any(part.is_dora or part.kind == "ia3" for part in parts)
 
 
-def _is_saved(terms: list[Term]) -> bool:
-    return any(term.delta.saved is not None for term in terms)
+def _is_saved(gated: Gated) -> bool:
+    return any(delta.saved is not None for _, delta in gated)
 
 
-def _saved(
-    name: str, target: Target, terms: list[Term], gates: list[float], reader: TensorReader, bias: Tensor | None
-) -> Module:
+def _saved(name: str, target: Target, gated: Gated, reader: TensorReader, bias: Tensor | None) -> Module:
     """A module that the adapter brings whole: the base's own, blended."""
     stored = reader.tensor(target.tensor)
-    if stored.dim() == 2 and not _is_saved(terms):
+    if stored.dim() == 2 and not _is_saved(gated):
         raise _inexpressible(f"{name}: its bias was trained without the module itself")
     matrix = stored if stored.dim() == 2 else stored[:, None]
-    gated = [pair for term in terms for pair in term.gated(gates[term.expert])]
     total = update(gated, transposed=target.transposed)
     blended = (matrix.float() if total is None else total.block(matrix, 0)).view_as(stored)
     saved = {"saved_weight": blended}

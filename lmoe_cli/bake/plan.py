@@ -155,6 +155,8 @@ def _as_base(outputs: list[Output]) -> dict[str, tuple[Output, ...]]:
     files: dict[str, list[Output]] = {}
     for output in outputs:
         files.setdefault(output.source.file, []).append(output)
+    if len(files) == 1:  # a single file has no index, and is found by its name alone
+        return {f"{STEM}.safetensors": tuple(outputs)}
     return {file: tuple(files[file]) for file in sorted(files)}
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lmoe_cli.bake.methods.method import Settings
+from lmoe_cli.bake.methods.method import Settings, TaskVectors
 from lmoe_cli.bake.methods.registry import METHODS
-from lmoe_cli.bake.plan import Output, Plan, bias_name
-from lmoe_cli.bank.delta import ROW_BLOCK_ELEMENTS, Term, Update, bias_update, update
+from lmoe_cli.bake.plan import Output, Plan
+from lmoe_cli.bake.stored import rows_of, stored_at
+from lmoe_cli.bank.delta import ROW_BLOCK_ELEMENTS, Delta, Update, bias_update, update
 from lmoe_cli.bank.load import Terms, open_terms
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.reader import TensorReader
@@ -140,76 +141,78 @@ class _Baker:
             used = self._matrix(sink, tensor, output.targets[0])
         else:
             used = self._stack(sink, tensor, output.targets)
-        names = sorted({self.loadout.experts[term.expert].name for term in used})
+        names = sorted({self.loadout.experts[expert].name for expert in used})
         return Baked(output.name, file, tuple(names), sink.change, sink.rounding)
 
-    def _bias(self, sink: _Sink, tensor: Tensor, target: Target) -> list[Term]:
-        terms = self._terms(target)
-        change = bias_update([pair for term in terms for pair in term.gated(self.gates[term.expert])])
-        sink.add(tensor, tensor.float() if change is None else tensor.float() + change)
-        return terms
+    def _bias(self, sink: _Sink, tensor: Tensor, target: Target) -> list[int]:
+        exact = tensor.float()
+        if self.settings.method == "linear":
+            change = bias_update(
+                self.terms.gated(target, *stored_at(self.loadout.base, self.reader, target), self.gates)
+            )
+            exact = exact if change is None else exact + change
+        else:
+            vectors = self._task_vectors(
+                target, "bias", lambda delta: None if delta.bias is None else delta.bias[:, None].clone()
+            )
+            exact = exact if vectors is None else vectors.block(tensor[:, None], 0)[:, 0]
+        sink.add(tensor, exact)
+        return self._experts(target)
 
-    def _matrix(self, sink: _Sink, tensor: Tensor, target: Target) -> list[Term]:
-        terms = self._terms(target)
+    def _matrix(self, sink: _Sink, tensor: Tensor, target: Target) -> list[int]:
         matrix = tensor if tensor.dim() == 2 else tensor[:, None]  # a norm's weight is a matrix of one column
-        total = self._update(target, matrix, terms)
+        total = self._update(target, matrix)
         step = max(1, ROW_BLOCK_ELEMENTS // max(1, matrix.shape[1]))
         for start in range(0, matrix.shape[0], step):
             rows = matrix[start : start + step]
             sink.add(rows, rows.float() if total is None else total.block(rows, start))
-        return terms
+        return self._experts(target)
 
-    def _stack(self, sink: _Sink, tensor: Tensor, targets: tuple[Target, ...]) -> list[Term]:
+    def _stack(self, sink: _Sink, tensor: Tensor, targets: tuple[Target, ...]) -> list[int]:
         """A tensor of three dimensions: one slice after the other, each changed by its own experts."""
-        used: list[Term] = []
+        used: list[int] = []
         for index in range(tensor.shape[0]):
             exact = tensor[index].to(torch.float32, copy=True)
             for target in targets:
                 if target.index == index:
-                    terms = self._terms(target)
-                    used += terms
-                    part = _rows(exact, target)
-                    if (total := self._update(target, part, terms)) is not None:
+                    used += self._experts(target)
+                    part = rows_of(exact, target)
+                    if (total := self._update(target, part)) is not None:
                         part.copy_(total.block(part, 0))
             sink.add(tensor[index], exact)
         return used
 
-    def _terms(self, target: Target) -> list[Term]:
-        """What all experts do to a matrix."""
+    def _experts(self, target: Target) -> list[int]:
+        return [number for number, _ in self.loadout.by_target[target]]
 
-        def weight() -> Tensor:
-            stored = self.reader.tensor(target.tensor)
-            stored = (stored if target.index is None else _rows(stored[target.index], target)).float()
-            return stored.T if target.transposed and stored.dim() == 2 else stored
-
-        def bias() -> Tensor | None:
-            name = bias_name(self.loadout.base, target)
-            return self.reader.tensor(name).float() if name else None
-
-        return self.terms.at(target, weight, bias)
-
-    def _update(self, target: Target, matrix: Tensor, terms: list[Term]) -> Update | None:
+    def _update(self, target: Target, matrix: Tensor) -> Update | TaskVectors | None:
         """The change of a stored matrix by the method of the recipe."""
         if self.settings.method == "linear":
-            gated = [pair for term in terms for pair in term.gated(self.gates[term.expert])]
+            gated = self.terms.gated(target, *stored_at(self.loadout.base, self.reader, target), self.gates)
             return update(gated, transposed=target.transposed)
+
+        def dense(delta: Delta) -> Tensor | None:
+            alone = update([(1.0, delta)], transposed=target.transposed)
+            return None if alone is None else alone.change(matrix)
+
+        return self._task_vectors(target, "weight", dense)
+
+    def _task_vectors(self, target: Target, name: str, dense: Callable[[Delta], Tensor | None]) -> TaskVectors | None:
+        """What a method makes of the experts' deltas of one tensor, each weighted by gate and rule."""
         deltas: list[Tensor] = []
-        for term in terms:
-            alone = update(term.gated(1.0), transposed=target.transposed)
-            deltas.append(torch.zeros(matrix.shape) if alone is None else alone.change(matrix))
-        # Seeded per matrix, so that the draws do not depend on which file is written first.
-        seed = hashlib.sha256(f"{self.settings.seed}/{target.module}".encode()).digest()
+        weights: list[float] = []
+        others = dict(enumerate(self.gates))
+        for number, delta, factor in self.terms.parts(target, *stored_at(self.loadout.base, self.reader, target)):
+            if (vector := dense(delta)) is not None:
+                deltas.append(vector)
+                weights.append(others.pop(number) * factor)
+        if not deltas:
+            return None
+        # Seeded per tensor, so that the draws do not depend on which file is written first.
+        seed = hashlib.sha256(f"{self.settings.seed}/{target.module}.{name}/{target.index}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(seed[:7], "little"))
-        method = Settings(self.settings.density, self.settings.epsilon, self.settings.normalize, generator)
-        combined = METHODS[self.settings.method](deltas, [self.gates[term.expert] for term in terms], method)
-        return Update(None, None, None, None, 1.0, ((1.0, combined),))
-
-
-def _rows(matrix: Tensor, target: Target) -> Tensor:
-    """The outputs of a slice that a target means."""
-    if target.rows is None:
-        return matrix
-    return matrix[:, slice(*target.rows)] if target.transposed else matrix[slice(*target.rows)]
+        settings = Settings(self.settings.density, self.settings.epsilon, self.settings.normalize, generator)
+        return TaskVectors(METHODS[self.settings.method], deltas, weights, sum(others.values()), settings)
 
 
 class _Sink:

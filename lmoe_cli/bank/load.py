@@ -94,28 +94,52 @@ class Terms:
         self._loadout = loadout
         self._weights = weights
 
-    def at(self, target: Target, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> list[Term]:
-        """The parts of all experts in one matrix, with the recipe's rules for it folded in, but not their weights.
+    def parts(
+        self, target: Target, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]
+    ) -> Iterator[tuple[int, Delta, float]]:
+        """What each expert does to one matrix, and what the recipe's rules multiply it by there.
 
         Args:
             target: The matrix.
             weight: Gives W, (d_out, d_in), float32. Called only where a variant needs it.
             bias: Gives the base's bias, (d_out,), float32.
 
+        Yields:
+            Number of the expert, its delta, and the factor. Dimensionless; an expert's weight is not in it.
+
         Raises:
             InvalidFileError: A weight of an expert is not finite.
         """
         policy = self._loadout.recipe.modules_to_save
-        found: list[Term] = []
         for number, item in self._loadout.by_target[target]:
             expert = self._loadout.experts[number]
             if item.part.kind == "saved" and isinstance(policy, Take) and policy.take != expert.name:
                 continue
-            delta = self._weights[number].delta(item, weight, bias)
-            factor = expert.profile_at(item.part.module)
+            yield number, self._weights[number].delta(item, weight, bias), expert.profile_at(item.part.module)
+
+    def at(self, target: Target, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> list[Term]:
+        """The parts of all experts in one matrix, with the recipe's rules for it folded in, but not their weights.
+
+        See `parts` for arguments and errors.
+        """
+        found: list[Term] = []
+        for number, delta, factor in self.parts(target, weight, bias):
             rest = replace(delta, saved=None).scaled(factor)
             found.append(Term(number, replace(rest, saved=delta.saved), factor))
         return found
+
+    def gated(
+        self,
+        target: Target,
+        weight: Callable[[], Tensor],
+        bias: Callable[[], Tensor | None],
+        gates: Sequence[float],
+    ) -> list[tuple[float, Delta]]:
+        """Gates and deltas of one matrix, as `delta.update` adds them up. See `parts` for arguments and errors.
+
+        ``gates`` has one number per expert.
+        """
+        return [(gates[number] * factor, delta) for number, delta, factor in self.parts(target, weight, bias)]
 
 
 @contextmanager

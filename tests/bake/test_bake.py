@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 
 import pytest
 import tiny
@@ -185,6 +186,46 @@ def test_verification_refuses_what_is_more_than_one_rounding(loadout, tmp_path, 
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(LmoeError, match="from the live blend"):
         verify(baked, tmp_path / "out")
+
+
+def test_verification_sees_a_mistake_that_folding_and_baking_share(loadout, tmp_path, monkeypatch):
+    """Both use the same update of a matrix; here it forgets the second expert."""
+    from lmoe_cli.bake import write
+    from lmoe_cli.bank import delta
+    from lmoe_cli.engine import fold
+
+    def forgetful(terms, **settings):
+        return delta.update(list(terms)[:1], **settings)
+
+    monkeypatch.setattr(write, "update", forgetful)
+    monkeypatch.setattr(fold, "update", forgetful)
+    bake_model(loadout, tmp_path / "out")
+    with pytest.raises(LmoeError, match="from the live blend"):
+        verify(loadout, tmp_path / "out")
+
+
+def test_a_base_whose_one_file_is_named_as_a_shard_is_baked_into_one_that_loads(tmp_path):
+    own = case("qwen3", "lora")
+    base = tmp_path / "base"
+    shutil.copytree(own.base, base)
+    shard = "model-00001-of-00001.safetensors"
+    (base / "model.safetensors").rename(base / shard)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(base / shard), shard)}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    bake_model(Case(base, own.one, own.two).loadout(MIXED), tmp_path / "out")
+    assert tiny.load(tmp_path / "out")(tiny.tokens()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["ties", "dare", "della"])
+def test_a_rule_weighs_an_expert_in_a_method_as_its_weight_does(tmp_path, method):
+    own = case("qwen3", "lora")
+    found = []
+    for number, weight in enumerate((0.5, [{"match": "*", "value": 0.5}])):
+        loadout = with_method(own.loadout({"one": weight, "two": 0.25}), method=method, density=0.6)
+        bake_model(loadout, tmp_path / str(number))
+        found.append(load_file(tmp_path / str(number) / "model.safetensors"))
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
 
 
 def test_a_bake_that_fails_verification_is_not_published(loadout, tmp_path):

@@ -7,24 +7,18 @@ The rest is scaled to the sum of magnitudes it had before, which in expectation 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from lmoe_cli.bake.methods.method import Settings, divided, divided_by_agreement
-from lmoe_cli.bake.methods.thinning import drop_at_random, weigh
+from lmoe_cli.bake.methods.method import Method, Settings
+from lmoe_cli.bake.methods.thinning import drop_at_random
 
 
-def dare(deltas: list[Tensor], weights: list[float], settings: Settings) -> Tensor:
-    """Combine task vectors of one tensor. See `method.combine`."""
-    return divided(_thinned(deltas, weights, settings).sum(dim=0), weights, normalize=settings.normalize_or(False))
+def drop(delta: Tensor, settings: Settings) -> None:
+    """Drop elements with equal chances, in place."""
+    if settings.density < 1:
+        drop_at_random(delta, lambda rows: torch.full_like(rows, settings.density), settings.generator)
 
 
-def dare_ties(deltas: list[Tensor], weights: list[float], settings: Settings) -> Tensor:
-    """The same with an elected sign per element. See `method.combine`."""
-    thinned = _thinned(deltas, weights, settings)
-    return divided_by_agreement(thinned, weights, normalize=settings.normalize_or(False))
-
-
-def _thinned(deltas: list[Tensor], weights: list[float], settings: Settings) -> Tensor:
-    if settings.density >= 1:
-        return weigh(deltas, weights)
-    return weigh([drop_at_random(delta, settings.density, settings.generator) for delta in deltas], weights)
+DARE = Method(drop, elects_sign=False, normalizes=False)
+DARE_TIES = Method(drop, elects_sign=True, normalizes=False)

@@ -11,20 +11,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmoe_cli.bake.methods.method import Settings, divided_by_agreement
-from lmoe_cli.bake.methods.thinning import drop_at_random, weigh
+from lmoe_cli.bake.methods.method import Method, Settings
+from lmoe_cli.bake.methods.thinning import drop_at_random
 
 
-def della(deltas: list[Tensor], weights: list[float], settings: Settings) -> Tensor:
-    """Combine task vectors of one tensor. See `method.combine`."""
+def drop_small(delta: Tensor, settings: Settings) -> None:
+    """Drop elements of each row, small ones more likely, in place."""
     if settings.density < 1:
-        deltas = [drop_at_random(delta, _chances(delta, settings), settings.generator) for delta in deltas]
-    return divided_by_agreement(weigh(deltas, weights), weights, normalize=settings.normalize_or(True))
+        rows = delta.view(1, -1) if delta.shape[1] == 1 else delta  # a vector, such as a bias, is one row
+        drop_at_random(rows, lambda some: _chances(some, settings), settings.generator)
 
 
-def _chances(delta: Tensor, settings: Settings) -> Tensor:
+def _chances(rows: Tensor, settings: Settings) -> Tensor:
     """The chance of each element to be kept, (n, m)."""
-    rows = delta if delta.dim() > 1 else delta[None]
     ranks = rows.abs().argsort(dim=1).argsort(dim=1).to(torch.float32)  # 0 is the smallest
     spread = ranks / max(1, rows.shape[1] - 1)
-    return ((settings.density - settings.epsilon) + spread * 2 * settings.epsilon).view_as(delta)
+    return (settings.density - settings.epsilon) + spread * 2 * settings.epsilon
+
+
+DELLA = Method(drop_small, elects_sign=True, normalizes=True)

@@ -1,14 +1,12 @@
-"""What every method takes and gives."""
+"""What every method takes and gives: thin each delta by itself, then add, with or without electing signs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from lmoe_cli.bake.methods.thinning import agree_on_sign, shares
 
 
 @dataclass(frozen=True)
@@ -24,31 +22,53 @@ class Settings:
     generator: torch.Generator
     """Source of random draws, seeded for this tensor."""
 
-    def normalize_or(self, default: bool) -> bool:
-        return default if self.normalize is None else self.normalize
+
+@dataclass(frozen=True)
+class Method:
+    """A way to combine task vectors."""
+
+    thin: Callable[[Tensor, Settings], None]
+    """Zeroes part of one delta, (n, m), float32, in place."""
+    elects_sign: bool
+    """Of each element, only deltas with the sign of the weighted sum count."""
+    normalizes: bool
+    """Divides by the weights unless told otherwise."""
 
 
-Method = Callable[[list[Tensor], list[float], Settings], Tensor]
-"""``combine(deltas, weights, settings)``: one delta per expert, (n, m), float32, and their weights, to one delta."""
-
-
-def divided(total: Tensor, weights: list[float], *, normalize: bool) -> Tensor:
-    """A sum of weighted deltas, divided by the sum of the weights where that is wanted and not zero."""
-    divisor = sum(weights)
-    return total / divisor if normalize and abs(divisor) >= 1e-8 else total
-
-
-def divided_by_agreement(weighted: Tensor, weights: list[float], *, normalize: bool) -> Tensor:
-    """Add the weighted deltas that agree in sign, divided by the weights of those where that is wanted.
+class TaskVectors:
+    """What a method makes of the deltas of one matrix.
 
     Args:
-        weighted: (E, ...), float32, weights folded in.
-        weights: Of each expert.
-        normalize: Whether to divide.
+        method: Which.
+        deltas: One per expert that changes the matrix, (n, m), contiguous, float32; thinned in place.
+        weights: Of these experts. Dimensionless.
+        others: Sum of the weights of the experts that leave the matrix as it is: their deltas are zero.
+        settings: Of the recipe.
     """
-    mask = agree_on_sign(weighted)
-    total = (weighted * mask).sum(dim=0)
-    if not normalize:
-        return total
-    divisor = (shares(weights, weighted) * mask).sum(dim=0)
-    return total / torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+
+    def __init__(
+        self, method: Method, deltas: Sequence[Tensor], weights: Sequence[float], others: float, settings: Settings
+    ) -> None:
+        for delta in deltas:
+            method.thin(delta, settings)
+        self._method, self._deltas = method, deltas
+        self._weights = torch.tensor(weights).view(-1, 1, 1)
+        self._normalize = method.normalizes if settings.normalize is None else settings.normalize
+        self._sum = sum(weights) + others
+
+    def block(self, weight: Tensor, start: int) -> Tensor:
+        """The changed rows ``start`` to ``start + len(weight)``. See `bank.delta.Update.block`."""
+        rows = slice(start, start + weight.shape[0])
+        return weight.to(torch.float32) + self._combined(rows)
+
+    def _combined(self, rows: slice) -> Tensor:
+        weighted = torch.stack([delta[rows] for delta in self._deltas]).mul_(self._weights)  # (E, k, m)
+        total = weighted.sum(dim=0)
+        if not self._method.elects_sign:
+            return total / self._sum if self._normalize and abs(self._sum) >= 1e-8 else total
+        agrees = weighted.sign() == (total >= 0).to(weighted.dtype).mul_(2).sub_(1)  # a zero agrees with nothing
+        elected = (weighted * agrees).sum(dim=0)
+        if not self._normalize:
+            return elected
+        divisor = (self._weights * agrees).sum(dim=0)
+        return elected / torch.where(divisor == 0, torch.ones_like(divisor), divisor)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from lmoe_cli.bake.methods.dare import dare, dare_ties
-from lmoe_cli.bake.methods.della import della
-from lmoe_cli.bake.methods.magnitude import magnitude
+from lmoe_cli.bake.methods.dare import DARE, DARE_TIES
+from lmoe_cli.bake.methods.della import DELLA
+from lmoe_cli.bake.methods.magnitude import MAGNITUDE
 from lmoe_cli.bake.methods.method import Method
-from lmoe_cli.bake.methods.ties import ties
+from lmoe_cli.bake.methods.ties import TIES
 
 METHODS: dict[str, Method] = {
-    "ties": ties,
-    "dare": dare,
-    "dare_ties": dare_ties,
-    "della": della,
-    "magnitude": magnitude,
+    "ties": TIES,
+    "dare": DARE,
+    "dare_ties": DARE_TIES,
+    "della": DELLA,
+    "magnitude": MAGNITUDE,
 }
-"""Name in recipes → function."""
+"""Name in recipes → method."""

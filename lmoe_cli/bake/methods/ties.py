@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lmoe_cli.bake.methods.method import Settings, divided_by_agreement
-from lmoe_cli.bake.methods.thinning import keep_largest, weigh
+from lmoe_cli.bake.methods.method import Method, Settings
+from lmoe_cli.bake.methods.thinning import keep_largest
 
 
-def ties(deltas: list[Tensor], weights: list[float], settings: Settings) -> Tensor:
-    """Combine task vectors of one tensor. See `method.combine`."""
-    kept = weigh([keep_largest(delta, settings.density) for delta in deltas], weights)
-    return divided_by_agreement(kept, weights, normalize=settings.normalize_or(True))
+def trim(delta: Tensor, settings: Settings) -> None:
+    """Keep the largest elements of a delta, in place."""
+    keep_largest(delta, settings.density)
+
+
+TIES = Method(trim, elects_sign=True, normalizes=True)

@@ -1,0 +1,36 @@
+"""The base's matrices as they are stored, for deltas that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from lmoe_cli.bake.plan import bias_name
+from lmoe_cli.checkpoint.reader import TensorReader
+from lmoe_cli.loadout.base import Base
+from lmoe_cli.loadout.layout import Target
+
+
+def stored_at(
+    base: Base, reader: TensorReader, target: Target
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor | None]]:
+    """What gives the matrix of a target, (d_out, d_in), and its bias, (d_out,), float32. Nothing is read before."""
+
+    def weight() -> Tensor:
+        stored = reader.tensor(target.tensor)
+        stored = (stored if target.index is None else rows_of(stored[target.index], target)).float()
+        return stored.T if target.transposed and stored.dim() == 2 else stored
+
+    def bias() -> Tensor | None:
+        name = bias_name(base, target)
+        return reader.tensor(name).float() if name else None
+
+    return weight, bias
+
+
+def rows_of(matrix: Tensor, target: Target) -> Tensor:
+    """The outputs of a slice that a target means, as a view."""
+    if target.rows is None:
+        return matrix
+    return matrix[:, slice(*target.rows)] if target.transposed else matrix[slice(*target.rows)]

@@ -1,0 +1,1 @@
+"""The embedded demo: an adventurer and three classes, as package data."""
