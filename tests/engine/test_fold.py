@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-
 from laws.cases import assert_close, case
+
 from lmoe_cli.engine.build import start
 
 
