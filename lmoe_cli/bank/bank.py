@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,14 +14,15 @@ from lmoe_cli.bank.delta import Term
 from lmoe_cli.bank.embedding import BlendedEmbedding
 from lmoe_cli.bank.experts import BlendedExperts, SliceTerm
 from lmoe_cli.bank.gates import Gates
-from lmoe_cli.bank.linear import BlendedLinear, SharedInput
+from lmoe_cli.bank.linear import BlendedLinear, Latest, SharedInput
 from lmoe_cli.bank.load import open_terms
 from lmoe_cli.bank.tree import Location, Tree, compute_dtype, is_linear
 from lmoe_cli.bank.whole import BlendedModule
 from lmoe_cli.loadout.loadout import Loadout
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("query", "key", "value"))
-"""Sibling modules that read the same input. A wrong guess costs time, not exactness: the input is compared."""
+"""Sibling modules that may read the same input. Only those with inputs of equal width are put together, and the product
+is shared only where they are called with the very same tensor, so a wrong guess costs time, not exactness."""
 
 
 @dataclass(frozen=True)
@@ -101,24 +102,26 @@ def blended_modules(
             linear[name] = own
         else:
             made[name] = BlendedModule(module, own, gates)
+    latest = Latest()
     for group in _groups(linear):
         first = tree.modules[group[0]]
         kind, device = compute_dtype(first, dtype), next(first.parameters()).device
         low = [name for name in group if any(term.delta.a is not None for term in linear[name])]
-        shared = SharedInput(gates, [linear[name] for name in low], kind, device) if low else None
+        shared = SharedInput(gates, latest, [linear[name] for name in low], kind, device) if low else None
         for name in group:
             member = low.index(name) if name in low else 0
             made[name] = BlendedLinear(tree.modules[name], linear[name], gates, shared, member, kind, device)
     return made
 
 
-def _groups(names: Iterable[str]) -> list[list[str]]:
+def _groups(terms: Mapping[str, Sequence[Term]]) -> list[list[str]]:
     """Names of modules, those that read the same input together."""
-    found: dict[tuple[str, int | str], list[str]] = {}
-    for name in names:
+    found: dict[tuple[str, int | str, int | None], list[str]] = {}
+    for name, own in terms.items():
         parent, _, leaf = name.rpartition(".")
         number = next((number for number, group in enumerate(GROUPS) if leaf in group), None)
-        found.setdefault((parent, leaf if number is None else number), []).append(name)
+        width = next((term.delta.a.shape[1] for term in own if term.delta.a is not None), None)
+        found.setdefault((parent, leaf if number is None else number, width), []).append(name)
     order = [leaf for group in GROUPS for leaf in group]
     for group in found.values():
         group.sort(key=lambda name: order.index(leaf) if (leaf := name.rpartition(".")[2]) in order else -1)

@@ -20,11 +20,30 @@ from lmoe_cli.bank.gates import Gates
 from lmoe_cli.bank.tree import is_transposed
 
 
+class Latest:
+    """The product that modules with the same input share at present: at most one in a whole model.
+
+    Activations of a whole prompt are large. A product is dropped when all who share it have asked, and by the next
+    one where some did not ask or brought another input.
+    """
+
+    __slots__ = ("input", "low", "site", "waiting")
+
+    def __init__(self) -> None:
+        self.site: SharedInput | None = None
+        self.input: Tensor | None = None
+        self.low: Tensor | None = None
+        """g A x of all members, (..., sum of R)."""
+        self.waiting = 0
+        """How many members have not asked yet."""
+
+
 class SharedInput(nn.Module):
     """The stacked A of all experts on all modules that read one input, and the one product with it.
 
     Args:
         gates: Of the model.
+        latest: Of the model.
         members: Terms with low-rank deltas of each module.
         dtype: Of A and of the product.
         device: Of the modules.
@@ -34,10 +53,17 @@ class SharedInput(nn.Module):
     owner: Tensor
 
     def __init__(
-        self, gates: Gates, members: Sequence[Sequence[Term]], dtype: torch.dtype, device: torch.device
+        self,
+        gates: Gates,
+        latest: Latest,
+        members: Sequence[Sequence[Term]],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         super().__init__()
         self.gates = gates
+        self.latest = latest
+        self.experts = [frozenset(term.expert for term in terms) for terms in members]
         low = [[term for term in terms if term.delta.a is not None] for terms in members]
         stacked = [term.delta.a for terms in low for term in terms if term.delta.a is not None]
         self.register_buffer("a", torch.cat(stacked).to(device, dtype))  # (sum of R, d_in)
@@ -47,9 +73,6 @@ class SharedInput(nn.Module):
         self.register_buffer("owner", torch.tensor(owner, device=device))
         ends = torch.tensor([sum(term.delta.rank for term in terms) for terms in low]).cumsum(0).tolist()
         self.bounds = list(zip([0, *ends], ends, strict=False))
-        self._input: Tensor | None = None
-        self._low: Tensor | None = None
-        self._waiting = 0
 
     def forward(self, x: Tensor, member: int) -> Tensor:
         """The gated low-rank activations of one member.
@@ -61,19 +84,26 @@ class SharedInput(nn.Module):
         Returns:
             g A x, (..., R of that module).
         """
-        if x is not self._input or self._low is None:
+        latest = self.latest
+        if x is not latest.input or self is not latest.site:
             low = F.linear(x.to(self.a.dtype), self.a)  # (..., sum of R)
             coefficients = self.gates.coefficients(self.layout, self.owner, low.dtype)
             low = low * self.gates.spread(coefficients, low)
             if len(self.bounds) == 1:
                 return low
-            self._input, self._low, self._waiting = x, low, len(self.bounds)
+            asking = self.gates.derived(self, self._asking)
+            latest.site, latest.input, latest.low, latest.waiting = self, x, low, asking
+        assert latest.low is not None, "it comes with its input"
         start, stop = self.bounds[member]
-        result = self._low[..., start:stop]
-        self._waiting -= 1
-        if self._waiting == 0:  # keep no activation longer than needed
-            self._input = self._low = None
+        result = latest.low[..., start:stop]
+        latest.waiting -= 1
+        if latest.waiting == 0:
+            latest.site = latest.input = latest.low = None
         return result
+
+    def _asking(self) -> int:
+        """How many members ask under the present gates; the others leave their base's output as it is."""
+        return sum(self.gates.is_active(experts) for experts in self.experts)
 
 
 class BlendedLinear(Blended):
