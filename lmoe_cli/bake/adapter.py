@@ -21,18 +21,21 @@ from torch import Tensor
 from lmoe_cli import files
 from lmoe_cli.adapter.write import Entry, lora_config, write_adapter
 from lmoe_cli.bake.lowrank import padded, truncate
-from lmoe_cli.bake.model import REPORT
+from lmoe_cli.bake.model import REPORT, Verify
 from lmoe_cli.bake.plan import STORED_AS
 from lmoe_cli.bake.report import experts_facts
 from lmoe_cli.bake.stored import stored_at
 from lmoe_cli.bank.delta import Delta, bias_update, update
+from lmoe_cli.bank.gates import in_force
 from lmoe_cli.bank.load import Terms, open_terms
 from lmoe_cli.bank.variants.lora import row_norms
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.checkpoint.writer import Shape
 from lmoe_cli.errors import UsageError
+from lmoe_cli.loadout.base import Base
 from lmoe_cli.loadout.layout import CONV1D, Target
 from lmoe_cli.loadout.loadout import Loadout
+from lmoe_cli.source import Remote
 
 Gated = list[tuple[float, Delta]]
 """Gate and delta of each expert in one matrix."""
@@ -70,6 +73,7 @@ def bake_adapter(
     dtype: str | None = None,
     target: str | None = None,
     force: bool = False,
+    verify: Verify | None = None,
 ) -> dict[str, Any]:
     """Write a loadout's experts as one PEFT adapter.
 
@@ -80,6 +84,7 @@ def bake_adapter(
         dtype: Of the tensors; float32 when None.
         target: ``vllm`` to keep to what that engine takes.
         force: Replace what stands at ``out``.
+        verify: Called with the finished folder before it gets its name.
 
     Returns:
         The report that also stands in the folder; its ``modules`` tell rank and error of each.
@@ -87,6 +92,7 @@ def bake_adapter(
     Raises:
         UsageError: ``out`` exists, or one adapter cannot hold this blend.
         ResourceError: The disk is full.
+        LmoeError: Verification failed. Nothing is left at ``out`` in any of these cases.
     """
     started = time.perf_counter()
     files.refuse_existing(out, force=force)
@@ -117,6 +123,8 @@ def bake_adapter(
             ],
             "seconds": round(time.perf_counter() - started, 3),
         }
+        if verify:
+            report["verify"] = verify(folder)
         files.write_file(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
     return report
 
@@ -130,7 +138,7 @@ def _inexpressible(reason: str) -> UsageError:
 
 
 def _modules(loadout: Loadout, terms: Terms, reader: TensorReader, rank: int | None) -> Iterator[Module]:
-    gates = [expert.weight for expert in loadout.experts]
+    gates = in_force([expert.weight for expert in loadout.experts], loadout.recipe.skip_below).tolist()
     scaled = _has_scales(loadout)
     for target, items in loadout.by_target.items():
         name = items[0][1].part.module
@@ -214,16 +222,24 @@ def _config(loadout: Loadout, modules: list[Module]) -> dict[str, Any]:
         for name, stored in loadout.base.stored.items()
         if name.removesuffix(".weight").rpartition(".")[2] in leaves and len(stored.info.shape) == 2
     }
-    leaf = next(iter(leaves), "")
-    return lora_config(
-        loadout.base.ref,
+    config = lora_config(
+        base_name(loadout.base),
         {module.name: module.a.shape[0] for module in adapted if module.a is not None},
         leaves if len(everywhere) == len(names) else names,
         saved=[module.name for module in modules if module.saved],
         use_dora=any(module.scale is not None for module in adapted),
         lora_bias=any(module.bias is not None for module in adapted),
-        fan_in_fan_out=leaf in CONV1D.get(loadout.base.model_type, ()),
+        fan_in_fan_out=not leaves.isdisjoint(CONV1D.get(loadout.base.model_type, ())),
     )
+    return {**config, "revision": loadout.base.source.revision}
+
+
+def base_name(base: Base) -> str:
+    """What other programs find the base by: a repository of the Hub, or the full path of a folder."""
+    source = base.source
+    if isinstance(source, Remote):
+        return source.repository.name
+    return str(source.path.resolve()) if source.path else base.ref
 
 
 def _entries(module: Module, dtype: str, config: Mapping[str, Any]) -> Iterator[Entry]:

@@ -11,7 +11,7 @@ from typing import Any
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.index import Stored
 from lmoe_cli.checkpoint.writer import Shape
-from lmoe_cli.errors import UsageError
+from lmoe_cli.errors import LmoeError, UsageError
 from lmoe_cli.findings import RefusedError, finding
 from lmoe_cli.loadout.base import STEM, Base
 from lmoe_cli.loadout.layout import HEADS, Target
@@ -134,7 +134,25 @@ def _outputs(loadout: Loadout, dtype: str | None) -> list[Output]:
         found.append(Output(stored.name, stored, shape, targets, biases.get(stored.name)))
         if stored.name == base.layout.embedding:
             found += _untied_head(base, stored, shape, changed, is_changed=bool(targets))
+    _require_reached(loadout, found)
     return found
+
+
+def _require_reached(loadout: Loadout, outputs: list[Output]) -> None:
+    """Every matrix that experts change is written, each with all that changes it.
+
+    Raises:
+        LmoeError: One would be left out, which is a bug.
+    """
+    reached = {target for output in outputs for target in (*output.targets, output.bias_of) if target}
+    lost = set(loadout.by_target) - reached
+    for output in outputs:
+        if len(output.targets) > 1 and any(target.index is None for target in output.targets):
+            lost |= set(output.targets)
+    if lost:
+        first = min(lost, key=lambda target: target.module)
+        message = f"{first.module}: what experts do to it would be left out"
+        raise LmoeError("tensor-dropped", message, hint="report this as a bug", where=first.module)
 
 
 def _untied_head(

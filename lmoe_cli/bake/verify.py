@@ -1,4 +1,4 @@
-"""Does a baked checkpoint compute what the live blend computes, up to one rounding?
+"""Does what was baked compute what the live blend computes, up to one rounding?
 
 Both run in float32 on the same prompts. How far one rounding may move the logits is not guessed but measured: blended
 weights are moved by random amounts of at most half a unit in the last place of the baked dtype, which is what rounding
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmoe_cli.checkpoint.header import FLOATS, read_header
 from lmoe_cli.engine.base_model import load_model
 from lmoe_cli.engine.build import start
 from lmoe_cli.engine.engine import Engine
@@ -59,7 +60,7 @@ class Verdict:
 
 
 def verify(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Verdict:
-    """Compare baked files with the live blend.
+    """Compare a baked model with the live blend.
 
     Args:
         loadout: What was baked.
@@ -75,42 +76,120 @@ def verify(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Ver
         message = f"there is no live blend of method {loadout.recipe.bake.method} to compare with"
         raise UsageError("verify-impossible", message, hint=hint)
     engine = start(loadout.live, device="cpu", dtype="float32")
-    inputs = _inputs(engine, prompts)
-    live = [_logits(engine.model, tokens) for tokens in inputs]
-    paths = [_greedy(engine.model, tokens) for tokens in inputs]
+    live = _Live.of(engine, prompts)
     engine.fold()
     baked = read_base(Folder(str(folder), folder))
     changed = set(engine.bank.modules) if baked.dtype == loadout.base.dtype else None
-    folded = [_logits(engine.model, tokens) for tokens in inputs]
-    _jitter(engine.model, "float32", None)
-    noise = _apart([_logits(engine.model, tokens) for tokens in inputs], folded)
-    _jitter(engine.model, baked.dtype or "float32", changed)
-    moved = _apart([_logits(engine.model, tokens) for tokens in inputs], folded)
-    plain = [_logits(engine.detach(), tokens) for tokens in inputs]
+    rounded = [
+        parameter
+        for name, module in engine.model.named_modules()
+        if changed is None or name in changed
+        for parameter in module.parameters(recurse=False)
+    ]
+    moved = live.moves(engine.model, list(engine.model.parameters()), rounded, baked.dtype or "float32")
+    plain = live.logits_of(engine.detach())
     del engine
     other = load_model(baked, dtype=torch.float32, device=torch.device("cpu"))
-    found = [_logits(other, tokens) for tokens in inputs]
-    scale = _rms(torch.cat(live))
-    allowed = SLACK * _rms(moved) + ARITHMETIC * _rms(noise) + FLOOR * scale
-    apart = _apart(found, live)
-    gap = SLACK * float(moved.abs().max()) + ARITHMETIC * float(noise.abs().max()) + FLOOR * scale
-    same_text = all(_agrees(other, tokens, path, gap) for tokens, path in zip(inputs, paths, strict=True))
-    difference = _rms(apart)
-    verdict = Verdict(
-        difference <= allowed and same_text,
-        len(inputs),
-        sum(len(tokens) for tokens in inputs),
-        difference,
-        allowed,
-        float(apart.abs().max()),
-        _rms(_apart(live, plain)),
-        same_text,
-    )
-    if not verdict.ok:
-        text = "" if same_text else ", and greedy answers differ"
-        message = f"the baked files are {difference:.2g} from the live blend where rounding allows {allowed:.2g}{text}"
-        raise LmoeError("verify-failed", message, hint="nothing was written: please report this", where=str(folder))
-    return verdict
+    return live.judge(other, moved, plain, folder)
+
+
+def verify_adapter(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Verdict:
+    """Compare a baked adapter, as PEFT runs it, with the live blend.
+
+    Args:
+        loadout: What was baked.
+        folder: The adapter, cut to no rank.
+        prompts: To run; the experts' examples and a few general ones when empty.
+
+    Raises:
+        LmoeError: They differ by more than the rounding of its factors. Exit code 1.
+    """
+    from peft import PeftModel
+
+    engine = start(loadout.live, device="cpu", dtype="float32")
+    live = _Live.of(engine, prompts)
+    base = engine.detach()
+    del engine
+    plain = live.logits_of(base)
+    other = PeftModel.from_pretrained(base, folder).eval()
+    factors = [parameter for name, parameter in other.named_parameters() if "default" in name]
+    before = [parameter.detach().clone() for parameter in factors]
+    stored = read_header(folder / "adapter_model.safetensors").tensors
+    kinds = {FLOATS[info.dtype] for info in stored.values()}
+    moved = live.moves(other, factors, factors, min(kinds))
+    for parameter, value in zip(factors, before, strict=True):
+        parameter.data = value
+    return live.judge(other, moved, plain, folder)
+
+
+@dataclass(frozen=True)
+class _Live:
+    """What the live blend does with the prompts."""
+
+    inputs: list[list[int]]
+    logits: list[Tensor]
+    """(T, V) of each prompt, float32."""
+    paths: list[list[int]]
+    """What greedy decoding adds to each."""
+
+    @classmethod
+    def of(cls, engine: Engine, prompts: tuple[str, ...]) -> _Live:
+        inputs = _inputs(engine, prompts)
+        paths = [_greedy(engine.model, tokens) for tokens in inputs]
+        return cls(inputs, [_logits(engine.model, tokens) for tokens in inputs], paths)
+
+    def logits_of(self, model: nn.Module) -> list[Tensor]:
+        return [_logits(model, tokens) for tokens in self.inputs]
+
+    def moves(
+        self, model: nn.Module, computed: list[nn.Parameter], rounded: list[nn.Parameter], dtype: str
+    ) -> tuple[Tensor, Tensor]:
+        """How far rounding moves the logits of a model, whose weights are moved for that.
+
+        Args:
+            model: Holds the exact blend in float32.
+            computed: What a float32 rounding would move.
+            rounded: What was rounded when it was written.
+            dtype: To which.
+
+        Returns:
+            Differences of all logits, by the rounding of sums in float32, and by that of the files.
+        """
+        exact = self.logits_of(model)
+        _jitter(computed, "float32")
+        noise = _apart(self.logits_of(model), exact)
+        _jitter(rounded, dtype)
+        return noise, _apart(self.logits_of(model), exact)
+
+    def judge(self, other: nn.Module, moves: tuple[Tensor, Tensor], plain: list[Tensor], folder: Path) -> Verdict:
+        """Compare what was baked with the live blend.
+
+        Raises:
+            LmoeError: They differ by more than rounding. Exit code 1.
+        """
+        noise, moved = moves
+        floor = FLOOR * _rms(torch.cat(self.logits))
+        allowed = SLACK * _rms(moved) + ARITHMETIC * _rms(noise) + floor
+        gap = SLACK * float(moved.abs().max()) + ARITHMETIC * float(noise.abs().max()) + floor
+        apart = _apart(self.logits_of(other), self.logits)
+        same_text = all(_agrees(other, *pair, gap) for pair in zip(self.inputs, self.paths, strict=True))
+        difference = _rms(apart)
+        verdict = Verdict(
+            difference <= allowed and same_text,
+            len(self.inputs),
+            sum(len(tokens) for tokens in self.inputs),
+            difference,
+            allowed,
+            float(apart.abs().max()),
+            _rms(_apart(self.logits, plain)),
+            same_text,
+        )
+        if not verdict.ok:
+            text = "" if same_text else ", and greedy answers differ"
+            found = f"{difference:.2g} from the live blend where rounding allows {allowed:.2g}{text}"
+            message = f"what was baked is {found}"
+            raise LmoeError("verify-failed", message, hint="nothing was written: please report this", where=str(folder))
+        return verdict
 
 
 def _inputs(engine: Engine, prompts: tuple[str, ...]) -> list[list[int]]:
@@ -146,24 +225,15 @@ def _agrees(model: nn.Module, tokens: list[int], path: list[int], gap: float) ->
     return bool((logits.amax(dim=1) - chosen <= 2 * gap).all())
 
 
-def _jitter(model: nn.Module, dtype: str, changed: set[str] | None) -> None:
-    """Move weights by at most half a unit in the last place of a dtype, at random.
-
-    Args:
-        model: Holds the exact blend in float32.
-        dtype: What was rounded to.
-        changed: Modules that were rounded; all where None.
-    """
+def _jitter(parameters: list[nn.Parameter], dtype: str) -> None:
+    """Move weights by at most half a unit in the last place of a dtype, at random."""
     epsilon = torch.finfo(getattr(torch, dtype)).eps
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, module in model.named_modules():
-            if changed is not None and name not in changed:
-                continue
-            for parameter in module.parameters(recurse=False):
-                exponent = torch.frexp(parameter).exponent - 1
-                unit = torch.ldexp(torch.full_like(parameter, epsilon), exponent)
-                parameter.add_((torch.rand(parameter.shape, generator=generator) - 0.5) * unit)
+        for parameter in parameters:
+            exponent = torch.frexp(parameter).exponent - 1
+            unit = torch.ldexp(torch.full_like(parameter, epsilon), exponent)
+            parameter.add_((torch.rand(parameter.shape, generator=generator) - 0.5) * unit)
 
 
 def _apart(first: list[Tensor], second: list[Tensor]) -> Tensor:

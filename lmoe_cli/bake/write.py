@@ -18,6 +18,7 @@ from lmoe_cli.bake.methods.registry import METHODS
 from lmoe_cli.bake.plan import Output, Plan
 from lmoe_cli.bake.stored import rows_of, stored_at
 from lmoe_cli.bank.delta import ROW_BLOCK_ELEMENTS, Delta, Update, bias_update, update
+from lmoe_cli.bank.gates import in_force
 from lmoe_cli.bank.load import Terms, open_terms
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.reader import TensorReader
@@ -117,7 +118,8 @@ class _Baker:
         terms: Terms,
     ) -> None:
         self.loadout = loadout
-        self.gates = [weights[expert.name] for expert in loadout.experts]
+        gates = [weights[expert.name] for expert in loadout.experts]
+        self.gates = in_force(gates, loadout.recipe.skip_below).tolist()
         self.settings = settings
         self.reader = reader
         self.terms = terms

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -11,20 +11,20 @@ from lmoe_cli.cli import params
 from lmoe_cli.cli.output import Output, size
 from lmoe_cli.cli.progress import bar
 from lmoe_cli.errors import UsageError
+from lmoe_cli.loadout.recipe import Dtype, Method
 
 if TYPE_CHECKING:
     from lmoe_cli.loadout.loadout import Loadout
-
-DTYPES = ("float32", "float16", "bfloat16")
-METHODS = ("linear", "ties", "dare", "dare_ties", "della", "magnitude")
 
 
 @click.command()
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
 @click.option("--out", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--as", "kind", type=click.Choice(["model", "adapter"]), default="model", help="What to write.")
-@click.option("--method", type=click.Choice(METHODS), help="How deltas are combined; the recipe's when left out.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of the tensors; that of the base when left out.")
+@click.option(
+    "--method", type=click.Choice(get_args(Method)), help="How deltas are combined; the recipe's when left out."
+)
+@click.option("--dtype", type=click.Choice(get_args(Dtype)), help="Of the tensors; that of the base when left out.")
 @click.option("--rank", type=click.IntRange(1), help="With --as adapter: cut to this rank; exact when left out.")
 @click.option("--for", "target", type=click.Choice(["vllm"]), help="Keep to what that engine takes.")
 @click.option("--shard-size", metavar="SIZE", help="Largest file, such as 5GB; as the base when left out.")
@@ -63,8 +63,11 @@ def bake(
 
     if rank and kind == "model":
         raise UsageError("usage", "--rank goes with --as adapter", hint="lmoe bake … --as adapter --rank 64")
-    if kind == "adapter" and (shard_size or verify):
-        raise UsageError("usage", "--shard-size and --verify go with --as model", hint="leave them out")
+    if kind == "adapter" and (shard_size or jobs > 1):
+        raise UsageError("usage", "--shard-size and --jobs go with --as model", hint="leave them out")
+    if rank and verify:
+        message = "an adapter cut to a rank is not the blend: its report tells the error of every module"
+        raise UsageError("verify-impossible", message, hint="leave out --rank or --verify")
     refuse_existing(folder, force=force)
     (request,) = params.requests([recipe] if recipe else [], blend)
     parsed = request.recipe()
@@ -75,7 +78,7 @@ def bake(
     with bar(out, "fetching") as fetched:
         loadout.fetch(fetched)
     if kind == "adapter":
-        report = _adapter(out, loadout, folder, rank, dtype, target, force=force)
+        report = _adapter(out, loadout, folder, rank, dtype, target, verify=verify, force=force)
     else:
         report = _model(out, loadout, folder, dtype, shard_size, jobs, verify=verify, force=force)
     if target == "vllm":
@@ -119,12 +122,7 @@ def _model(
         f"{folder}: {size(report['bytes'])} in {report['seconds']:.1f} s, {report['changed']} tensors changed, "
         f"{report['copied']} copied, rounding took {worst:.1e} at most"
     )
-    if verify:
-        seen = report["verify"]
-        out.say(
-            f"verified on {seen['positions']} tokens: logits {seen['difference']:.1e} from the live blend "
-            f"(rounding allows {seen['allowed']:.1e}, the blend changes {seen['effect']:.1e})"
-        )
+    _say_verified(out, report)
     return report
 
 
@@ -136,23 +134,42 @@ def _adapter(
     dtype: str | None,
     target: str | None,
     *,
+    verify: bool,
     force: bool,
 ) -> dict[str, Any]:
     from lmoe_cli.bake.adapter import bake_adapter
+    from lmoe_cli.bake.verify import verify_adapter
 
-    report = bake_adapter(loadout, folder, rank=rank, dtype=dtype, target=target, force=force)
+    def verified(written: Path) -> dict[str, Any]:
+        out.say("comparing with the live blend …")
+        return verify_adapter(loadout, written).as_dict()
+
+    report = bake_adapter(
+        loadout, folder, rank=rank, dtype=dtype, target=target, force=force, verify=verified if verify else None
+    )
     if rank:
         rows = [(item["name"], item["rank"], f"{item['error']:.2%}") for item in report["modules"]]
         out.table("what was cut off", ("module", "rank", "relative error"), rows)
     ranks = sorted({item["rank"] for item in report["modules"]})
     out.say(f"{folder}: {len(report['modules'])} modules of rank {ranks[0]}–{ranks[-1]}, {report['seconds']:.1f} s")
+    _say_verified(out, report)
     return report
+
+
+def _say_verified(out: Output, report: dict[str, Any]) -> None:
+    if seen := report.get("verify"):
+        out.say(
+            f"verified on {seen['positions']} tokens: logits {seen['difference']:.1e} from the live blend "
+            f"(rounding allows {seen['allowed']:.1e}, the blend changes {seen['effect']:.1e})"
+        )
 
 
 def _vllm(loadout: Loadout, folder: Path, kind: str, report: dict[str, Any]) -> str:
     """The command line that serves what was baked."""
     if kind == "model":
         return f"vllm serve {folder}"
+    from lmoe_cli.bake.adapter import base_name
+
     rank = max(item["rank"] for item in report["modules"])
     name = loadout.recipe.name or folder.name
-    return f"vllm serve {loadout.base.ref} --enable-lora --max-lora-rank {rank} --lora-modules {name}={folder}"
+    return f"vllm serve {base_name(loadout.base)} --enable-lora --max-lora-rank {rank} --lora-modules {name}={folder}"

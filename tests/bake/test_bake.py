@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from lmoe_cli import files
 from lmoe_cli.bake.adapter import bake_adapter
 from lmoe_cli.bake.model import bake_model
-from lmoe_cli.bake.verify import verify
+from lmoe_cli.bake.verify import verify, verify_adapter
 from lmoe_cli.errors import LmoeError, ResourceError, UsageError
 from lmoe_cli.loadout.recipe import BakeSettings
 
@@ -188,6 +189,20 @@ def test_verification_refuses_what_is_more_than_one_rounding(loadout, tmp_path, 
         verify(baked, tmp_path / "out")
 
 
+@pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_is_verified_as_peft_runs_it(tmp_path, variant, dtype):
+    loadout = case("qwen3", variant).loadout(MIXED)
+    report = bake_adapter(
+        loadout, tmp_path / "out", dtype=dtype, verify=lambda folder: verify_adapter(loadout, folder).as_dict()
+    )
+    assert report["verify"]["difference"] < 0.1 * report["verify"]["effect"]
+    wrong = case("qwen3", variant).loadout({"one": MIXED["one"], "two": MIXED["two"] * 1.2})
+    with pytest.raises(LmoeError, match="from the live blend"):
+        bake_adapter(wrong, tmp_path / "wrong", dtype=dtype, verify=lambda folder: verify_adapter(loadout, folder))
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_verification_sees_a_mistake_that_folding_and_baking_share(loadout, tmp_path, monkeypatch):
     """Both use the same update of a matrix; here it forgets the second expert."""
     from lmoe_cli.bake import write
@@ -214,6 +229,30 @@ def test_a_base_whose_one_file_is_named_as_a_shard_is_baked_into_one_that_loads(
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     bake_model(Case(base, own.one, own.two).loadout(MIXED), tmp_path / "out")
     assert tiny.load(tmp_path / "out")(tiny.tokens()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [0.0005, 0.001])
+def test_an_expert_that_is_skipped_live_is_skipped_in_the_files(tmp_path, weight):
+    own = case("qwen3", "lora")
+    bake_model(own.loadout({"one": weight, "two": 0.5}), tmp_path / "out", dtype="float32")
+    live = own.engine({"one": weight, "two": 0.5}).logits(tiny.tokens())
+    torch.testing.assert_close(tiny.load(tmp_path / "out")(tiny.tokens()).logits, live, rtol=1e-4, atol=1e-5)
+    bake_adapter(own.loadout({"one": weight, "two": 0.5}), tmp_path / "blend")
+    theirs = tiny.peft_model(own.base, tmp_path / "blend")(tiny.tokens()).logits
+    torch.testing.assert_close(theirs, live, rtol=1e-4, atol=1e-5)
+
+
+def test_a_baked_adapter_names_a_base_that_peft_finds(loadout, tmp_path, monkeypatch):
+    from peft import AutoPeftModelForCausalLM
+
+    monkeypatch.chdir(loadout.base.source.path.parent)
+    own = case("qwen3", "lora")
+    relative = Case(Path(own.base.name), own.one, own.two).loadout(MIXED)
+    bake_adapter(relative, tmp_path / "blend")
+    monkeypatch.chdir(tmp_path)
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "blend", dtype=torch.float32)
+    live = own.engine(MIXED).logits(tiny.tokens())
+    torch.testing.assert_close(model(tiny.tokens()).logits, live, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["ties", "dare", "della"])
