@@ -66,7 +66,10 @@ class Tree:
         parameter: Tensor = getattr(module, place.parameter or "weight")
         if place.index is None:
             return parameter.detach()
-        matrix = parameter.detach()[place.index]
+        return self.rows(parameter.detach()[place.index], place)
+
+    def rows(self, matrix: Tensor, place: Location) -> Tensor:
+        """The outputs that a place means, of the matrix they are in: a view."""
         if place.rows is None:
             return matrix
         return matrix[:, slice(*place.rows)] if self.is_transposed(place) else matrix[slice(*place.rows)]

@@ -8,7 +8,8 @@ Unfolding reads the changed matrices again from the base's files, so there is no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from lmoe_cli.bank.delta import Delta, Update, bias_update, update
 from lmoe_cli.bank.gates import in_force
-from lmoe_cli.bank.load import open_terms
+from lmoe_cli.bank.load import Terms, open_terms
 from lmoe_cli.bank.tree import Location, Tree
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.errors import UsageError
@@ -33,9 +34,20 @@ class Folded:
         self._undo = undo
 
     def unfold(self) -> None:
-        """Put everything back as it was before, to the last bit."""
+        """Put everything back as it was before, to the last bit. Where that fails half-way it may be called again."""
         while self._undo:
-            self._undo.pop()()
+            self._undo[-1]()
+            self._undo.pop()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One matrix that experts change, before anything is written."""
+
+    target: Target
+    place: Location
+    gated: list[tuple[float, Delta]]
+    change: Update | None
 
 
 def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float]) -> Folded:
@@ -59,23 +71,32 @@ def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float]) -> Fo
     if any(not tree.stored(place).is_floating_point() for place in places.values()):
         hint = "use 'router: {type: weighted}' or 'fold: false'"
         raise UsageError("fold-quantized", "a blend cannot be folded into a quantised base", hint=hint)
+    # Adapters may name a matrix and a part of it, or a matrix in two ways: what lies together is changed together.
+    together: dict[tuple[str, str | None, int | None], list[Target]] = {}
+    for target, place in places.items():
+        together.setdefault((place.module, place.parameter, place.index), []).append(target)
     undo: list[Undo] = []
     folded = Folded(undo)
     try:
         with open_terms(loadout) as terms, _reader(loadout) as reader:
-            for target, place in places.items():
-                found = terms.at(target, partial(tree.weight, place), partial(tree.bias, place))
-                gated = [pair for term in found for pair in term.gated(gates[term.expert])]
-                total = update(gated, transposed=tree.is_transposed(place))
-                if total is not None:
-                    is_shared = shared[id(_parameter(tree, place))] > 1
-                    change = _replace if is_shared else partial(_overwrite, loadout, reader, target)
-                    undo.append(change(tree, place, total))
-                undo += _fold_bias(tree, place, gated)
+            for targets in together.values():
+                parts = [_part(tree, terms, target, places[target], gates) for target in targets]
+                changes = [part for part in parts if part.change is not None]
+                if changes:
+                    is_shared = shared[id(_parameter(tree, changes[0].place))] > 1
+                    undo.append(_replace(tree, changes) if is_shared else _overwrite(loadout, reader, tree, changes))
+                for part in parts:
+                    undo += _fold_bias(tree, part.place, part.gated)
     except BaseException:
         folded.unfold()
         raise
     return folded
+
+
+def _part(tree: Tree, terms: Terms, target: Target, place: Location, gates: Sequence[float]) -> _Part:
+    found = terms.at(target, partial(tree.weight, place), partial(tree.bias, place))
+    gated = [pair for term in found for pair in term.gated(gates[term.expert])]
+    return _Part(target, place, gated, update(gated, transposed=tree.is_transposed(place)))
 
 
 def _parameter(tree: Tree, place: Location) -> nn.Parameter:
@@ -83,11 +104,42 @@ def _parameter(tree: Tree, place: Location) -> nn.Parameter:
     return parameter
 
 
-def _replace(tree: Tree, place: Location, total: Update) -> Undo:
+def _write(tree: Tree, parts: Sequence[_Part], weight: Tensor, out: Tensor) -> None:
+    """Write a changed matrix, rounded once.
+
+    Args:
+        tree: The base's modules.
+        parts: Changes of it or of some of its rows, which may overlap.
+        weight: As stored; may be ``out`` itself.
+        out: Same shape.
+    """
+    rows = {part.place.rows for part in parts}
+    if len(rows) == len(parts) and (len(parts) == 1 or None not in rows):  # none overlaps another
+        for part in parts:
+            if part.change is not None:
+                change = part.change.to(weight.device)
+                change.apply_(_as_matrix(tree.rows(weight, part.place)), _as_matrix(tree.rows(out, part.place)))
+        return
+    before = weight.to("cpu", torch.float32, copy=True)
+    total = before.clone()
+    for part in parts:
+        if part.change is not None:
+            added = part.change.change(_as_matrix(tree.rows(before, part.place)))
+            _as_matrix(tree.rows(total, part.place)).add_(added)
+    out.copy_(total)
+
+
+def _as_matrix(tensor: Tensor) -> Tensor:
+    """A norm's weight is a matrix of one column."""
+    return tensor if tensor.dim() == 2 else tensor[:, None]
+
+
+def _replace(tree: Tree, parts: Sequence[_Part]) -> Undo:
     """Give a module a parameter of its own: another one, tied to it, keeps the old."""
+    place = parts[0].place
     module, before = tree.modules[place.module], _parameter(tree, place)
-    own = torch.empty_like(before)
-    total.to(before.device).apply_(before.detach(), own)
+    own = before.detach().clone()
+    _write(tree, parts, before.detach(), own)
     setattr(module, place.parameter or "weight", nn.Parameter(own, requires_grad=False))
 
     def undo() -> None:
@@ -96,20 +148,22 @@ def _replace(tree: Tree, place: Location, total: Update) -> Undo:
     return undo
 
 
-def _overwrite(
-    loadout: Loadout, reader: TensorReader, target: Target, tree: Tree, place: Location, total: Update
-) -> Undo:
+def _overwrite(loadout: Loadout, reader: TensorReader, tree: Tree, parts: Sequence[_Part]) -> Undo:
     """Change a matrix where it lies, after making sure that its file can bring it back."""
-    view = tree.stored(place)
-    if not torch.equal(view, _from_file(reader, target, view)):
-        hint = "it was changed after loading, or transformers converts it; use 'fold: false'"
-        raise UsageError("fold-unsafe", f"{target.module}: the weights in memory are not those of the file", hint=hint)
-    matrix = view if view.dim() == 2 else view[:, None]
-    total.to(view.device).apply_(matrix, matrix)
+    for part in parts:
+        view = tree.stored(part.place)
+        if not torch.equal(view, _from_file(reader, part.target, view)):
+            hint = "it was changed after loading, or transformers converts it; use 'fold: false'"
+            message = f"{part.target.module}: the weights in memory are not those of the file"
+            raise UsageError("fold-unsafe", message, hint=hint)
+    whole = tree.stored(replace(parts[0].place, rows=None))
+    _write(tree, parts, whole, whole)
 
     def undo() -> None:
         with _reader(loadout) as again:
-            tree.stored(place).copy_(_from_file(again, target, view))
+            for part in parts:
+                view = tree.stored(part.place)
+                view.copy_(_from_file(again, part.target, view))
 
     return undo
 
