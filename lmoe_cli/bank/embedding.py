@@ -57,11 +57,14 @@ class BlendedEmbedding(Blended):
         """Look tokens up.
 
         Args:
-            tokens: (B, T), int64.
+            tokens: (B, T), int64; positions that all rows of the batch share come as (1, T) or (T,).
 
         Returns:
-            (B, T, D), in the dtype of the base.
+            (B, T, D), in the dtype of the base; where rows carry different gates, B is their number.
         """
+        rows = self.gates.rows if self.is_active else 1
+        if rows > 1 and (tokens.dim() == 1 or tokens.shape[0] == 1):
+            tokens = tokens.expand(rows, tokens.shape[-1])
         y: Tensor = self.base(tokens)  # (B, T, D)
         if not self.is_active:
             return y

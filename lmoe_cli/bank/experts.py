@@ -74,7 +74,7 @@ class BlendedExperts(Blended):
         base: Any = self.base
         gates = self.gates.values  # (rows, E)
         if gates.shape[0] > 1:
-            gates = gates.repeat_interleave(hidden_states.shape[0] // gates.shape[0], dim=0)  # (N, E)
+            gates = gates.repeat_interleave(self.gates.share(hidden_states), dim=0)  # (N, E)
         total = torch.zeros_like(hidden_states)
         up = "gate_up_proj" if getattr(base, "has_gate", True) else "up_proj"
         for index in torch.unique(top_k_index).tolist():

@@ -110,13 +110,23 @@ class Gates:
             A tensor that broadcasts against ``x``.
 
         Raises:
-            ValueError: The batch has neither as many rows as the gates, nor a multiple once flattened.
+            ValueError: See `share`.
         """
         if values.shape[0] == 1:
             return values[0]
-        rows, batch = values.shape[0], x.shape[0]
-        if batch == rows:
-            return values.view(rows, *[1] * (x.dim() - 2), values.shape[1])
-        if batch % rows == 0:
-            return values.repeat_interleave(batch // rows, dim=0).view(batch, *[1] * (x.dim() - 2), values.shape[1])
-        raise ValueError(f"a batch of {batch} rows cannot carry {rows} rows of gates")
+        each = values if (share := self.share(x)) == 1 else values.repeat_interleave(share, dim=0)
+        return each.view(x.shape[0], *[1] * (x.dim() - 2), values.shape[1])
+
+    def share(self, x: Tensor) -> int:
+        """How many entries along the first side of ``x`` belong to each row of gates.
+
+        Args:
+            x: (batch, ..., n), or flattened to (batch x tokens, n).
+
+        Raises:
+            ValueError: The batch has not as many rows as the gates.
+        """
+        count, rest = divmod(x.shape[0], self.rows)
+        if rest or not count or (count > 1 and x.dim() > 2 and self.rows > 1):
+            raise ValueError(f"a batch of shape {tuple(x.shape)} cannot carry {self.rows} rows of gates")
+        return count

@@ -46,7 +46,7 @@ class BlendedModule(Blended):
             return self.base(x, *args, **kwargs)
         if self.gates.rows == 1:
             return functional_call(self.base, dict(self._parameters_at(0)), (x, *args), kwargs)
-        grouped = x.view(self.gates.rows, -1, *x.shape[1:])  # (rows, batch / rows, ...)
+        grouped = x.view(self.gates.rows, self.gates.share(x), *x.shape[1:])  # (rows, batch / rows, ...)
         outputs = [
             functional_call(self.base, dict(self._parameters_at(row)), (grouped[row], *args), kwargs)
             for row in range(self.gates.rows)

@@ -17,13 +17,11 @@ from lmoe_cli.engine.base_model import load_tokenizer
 from lmoe_cli.engine.cache import KeyValues
 from lmoe_cli.engine.fold import Folded, fold
 from lmoe_cli.engine.generate import Generation, context_of
+from lmoe_cli.engine.prompt import Message, prompt_tokens
 from lmoe_cli.engine.sampling import Sampling
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.loadout import Loadout
 from lmoe_cli.router.static import StaticRouter
-
-Message = Mapping[str, str]
-"""``{"role": "system" | "user" | "assistant", "content": "…"}``."""
 
 
 class Engine:
@@ -63,8 +61,8 @@ class Engine:
             NotFoundError: No expert of that name.
             UsageError: Not a number, the router is static, or the blend is folded.
         """
-        if self._folded and self.router.can_turn:
-            raise UsageError("folded", "the blend is folded into the base", hint="unfold it first")
+        if self.router.can_turn:
+            self._require_unfolded()
         self.router.turn({**(weights or {}), **named})
         self._turned = True
         self._settle()
@@ -74,8 +72,23 @@ class Engine:
 
         Args:
             gates: g, (rows, E), in the order of ``bank.names``.
+
+        Raises:
+            UsageError: The blend is folded.
+            ValueError: Not a finite number per expert.
         """
-        self.bank.gates.set(gates)
+        self._require_unfolded()
+        with self.still():
+            self.bank.gates.set(gates)
+
+    def _require_unfolded(self) -> None:
+        if self._folded:
+            raise UsageError("folded", "the blend is folded into the base", hint="unfold it first")
+
+    def _require_rows(self, batch: int) -> None:
+        rows = self.bank.gates.rows
+        if self._attached and rows not in (1, batch):
+            raise ValueError(f"a batch of {batch} rows cannot carry {rows} rows of gates")
 
     def _settle(self) -> None:
         """Bring turned weights to the gates, unless a token is being computed: then its thread does it afterwards."""
@@ -123,7 +136,7 @@ class Engine:
         return self.model
 
     def fold(self) -> None:
-        """Fold the blend into the base in memory: from then on it costs nothing.
+        """Fold the weights in force into the base in memory: from then on the blend costs nothing.
 
         Raises:
             UsageError: The base is quantised.
@@ -138,6 +151,8 @@ class Engine:
             if self._attached:
                 attach(self.model, self.bank.modules)
             raise
+        self._turned = True  # gates that `set_gates` gave are not what was folded
+        self._settle()
 
     def unfold(self) -> None:
         """Undo `fold`, to the last bit."""
@@ -149,12 +164,13 @@ class Engine:
 
     @contextmanager
     def alone(self) -> Iterator[nn.Module]:
-        """The base alone, bit for bit as it was loaded, for the length of a block."""
-        was_folded = self.is_folded
+        """The base alone, bit for bit as it was loaded, for the length of a block; then everything is as before."""
+        was_attached, was_folded = self._attached, self.is_folded
         try:
             yield self.detach()
         finally:
-            self.attach()
+            if was_attached:
+                self.attach()
             if was_folded:
                 self.fold()
 
@@ -194,36 +210,13 @@ class Engine:
             prompt: A user's message, a whole conversation, or with a base that has no chat template plain text.
 
         Raises:
-            UsageError: Nothing to go on, or more than the model can hold.
+            UsageError: See `prompt_tokens`.
         """
         if isinstance(prompt, str):
             system = self.loadout.recipe.chat.system
             opening = [{"role": "system", "content": system}] if system else []
             prompt = [*opening, {"role": "user", "content": prompt}]
-        if self.has_template:
-            ids = self._templated(prompt)
-        else:
-            ids = self.tokenizer("".join(message["content"] for message in prompt))["input_ids"]
-        tokens = [int(token) for token in ids]
-        if not tokens:
-            raise UsageError("prompt-empty", "there is no text to continue", hint="write something")
-        if len(tokens) >= self.context:
-            hint = "/clear starts over" if len(prompt) > 2 else "shorten it"
-            message = f"{len(tokens)} tokens do not fit the model's context of {self.context}"
-            raise UsageError("context-full", message, hint=hint)
-        return tokens
-
-    def _templated(self, messages: Sequence[Message]) -> list[int]:
-        from jinja2 import TemplateError
-
-        try:
-            ids: list[int] = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], add_generation_prompt=True, return_dict=False
-            )
-        except TemplateError as error:
-            message = f"the chat template refuses this conversation: {error}"
-            raise UsageError("template-refused", message, hint="leave the system message out") from error
-        return ids
+        return prompt_tokens(self.tokenizer, prompt, self.context)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, without special ones."""
@@ -242,7 +235,12 @@ class Engine:
             prompt: See `encode`.
             sampling: How to choose tokens; the recipe's ``chat:`` when None.
             values: Keys and values of this conversation so far.
+
+        Raises:
+            UsageError: See `encode`.
+            ValueError: Rows of a batch have been given blends of their own: an answer is one row.
         """
+        self._require_rows(1)
         return Generation(
             values or self.key_values(),
             self.encode(prompt),
@@ -288,7 +286,11 @@ class Engine:
 
         Returns:
             (B, T, V).
+
+        Raises:
+            ValueError: Rows of a batch have been given blends of their own, and these are not as many rows.
         """
         with self.still():
+            self._require_rows(tokens.shape[0])
             output: Tensor = self.model(input_ids=tokens.to(self.bank.gates.values.device)).logits
         return output

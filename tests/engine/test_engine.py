@@ -1,0 +1,99 @@
+"""What may be done to an engine, in which state."""
+
+from __future__ import annotations
+
+import threading
+
+import peft
+import pytest
+import tiny
+import torch
+from laws.cases import assert_close, base, case
+
+from lmoe_cli.engine.build import start
+from lmoe_cli.errors import UsageError
+from lmoe_cli.loadout.loadout import resolve
+from lmoe_cli.loadout.recipe import Recipe
+
+
+def test_a_folded_blend_takes_no_gates():
+    engine = case("llama", "lora").engine({"one": 0.6})
+    engine.fold()
+    with pytest.raises(UsageError) as told:
+        engine.set_gates([[0.0]])
+    assert told.value.code == "folded"
+
+
+def test_gates_do_not_turn_while_a_token_is_computed():
+    engine = case("llama", "lora").engine({"one": 0.6})
+    turning = threading.Thread(target=engine.set_gates, args=([[0.0]],))
+    with engine.still() as blend:
+        turning.start()
+        turning.join(0.2)
+        assert engine.blend == blend
+    turning.join()
+    assert engine.blend != blend
+
+
+def test_folding_folds_the_weights_also_where_rows_had_gates_of_their_own():
+    engine = case("llama", "lora").engine({"one": 0.6})
+    expected = engine.logits(tiny.tokens())
+    engine.set_gates([[0.0], [1.0]])
+    engine.fold()
+    assert_close(engine.logits(tiny.tokens()), expected)
+    assert_close(engine.logits(tiny.tokens(rows=3)[:1]), engine.model(tiny.tokens(rows=3)[:1]).logits)
+
+
+@pytest.mark.parametrize("attached", [True, False])
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_base_left_alone_for_a_while_is_afterwards_as_it_was_before(attached, folded):
+    engine = case("llama", "lora").engine({"one": 0.6})
+    if not attached:
+        engine.detach()
+    if folded:
+        engine.fold()
+    with torch.no_grad():
+        before = engine.model(tiny.tokens()).logits
+        with engine.alone() as alone:
+            assert torch.equal(alone(tiny.tokens()).logits, tiny.load(base("llama"))(tiny.tokens()).logits)
+        assert engine.is_folded == folded
+        assert torch.equal(engine.model(tiny.tokens()).logits, before)
+
+
+@pytest.fixture(scope="module")
+def on_positions(tmp_path_factory):
+    """An adapter on embeddings that are looked up once for all rows of a batch."""
+    folder = tmp_path_factory.mktemp("positions")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(target_modules=["wpe"], init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(tiny.load(base("gpt2")), config).save_pretrained(folder)
+    return folder
+
+
+def test_rows_carry_blends_of_their_own_where_an_input_is_shared_by_all_of_them(on_positions):
+    experts = {"one": {"adapter": str(on_positions)}}
+    engine = start(resolve(Recipe.model_validate({"base": str(base("gpt2")), "experts": experts}), "a test"))
+    engine.set_gates([[1.0], [0.0]])
+    ours = engine.logits(tiny.tokens())
+    with torch.no_grad():
+        assert_close(ours[0], tiny.peft_model(base("gpt2"), on_positions)(tiny.tokens()).logits[0])
+        assert_close(ours[1], tiny.load(base("gpt2"))(tiny.tokens()).logits[1])
+
+
+@pytest.mark.parametrize(("arch", "variant"), [("llama", "lora"), ("llama", "saved_norm"), ("mixtral", "experts")])
+@pytest.mark.parametrize("rows", [1, 4, 3])
+def test_a_batch_of_another_size_than_the_gates_is_refused(arch, variant, rows):
+    engine = case(arch, variant).engine({"one": 1.0})
+    engine.set_gates([[1.0], [0.0]])
+    with pytest.raises(ValueError, match="rows of gates"):
+        engine.logits(tiny.tokens(rows=rows))
+    if variant != "experts":  # those of a mixture see tokens without their rows
+        with pytest.raises(ValueError, match="rows of gates"):
+            engine.model(tiny.tokens(rows=rows))
+
+
+def test_an_answer_is_refused_while_rows_have_gates_of_their_own():
+    engine = case("llama", "lora").engine({"one": 1.0})
+    engine.set_gates([[1.0], [0.0]])
+    with pytest.raises(ValueError, match="rows of gates"):
+        engine.stream("Hello")
