@@ -1,4 +1,9 @@
-"""The keys and values of one conversation, and under which blend they were computed."""
+"""The keys and values of one conversation, and under which blend they were computed.
+
+Not every architecture keeps keys and values. What a purely recurrent one keeps cannot go back to an earlier token, so
+nothing is kept there and every token computes the whole conversation. Those that keep both go on exactly with one more
+token; with several at once some classes of transformers lose the state, so these are computed from the start.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +33,8 @@ class KeyValues:
         self._tokens: list[int] = []
         self._blend: Hashable = None
         self._cache: Any = None
-        forward = inspect.signature(model.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
+        self._keeps = "past_key_values" in inspect.signature(model.forward).parameters
+        self._last_only = last_only(model)
 
     @property
     def tokens(self) -> int:
@@ -55,16 +60,21 @@ class KeyValues:
         if blend != self._blend and not self.keep:
             self.clear()
         self._blend = blend
-        self._rewind(_common(self._tokens, tokens[:-1]))
+        common = _common(self._tokens, tokens[:-1])
+        if len(tokens) - common > 1 and not _goes_on_with_several(self._cache):
+            common = 0
+        self._rewind(common)
         start = self.reused = len(self._tokens)
         ids = torch.tensor([tokens[start:]], device=self._device)
+        cached = {"past_key_values": self._cache} if self._keeps else {}
         try:
-            output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last_only)
+            output = self._model(input_ids=ids, use_cache=self._keeps, **cached, **self._last_only)
         except BaseException:  # interrupted or out of memory half-way: what is held is no longer whole
             self.clear()
             raise
-        self._cache = output.past_key_values
-        self._tokens = list(tokens)
+        self._cache = getattr(output, "past_key_values", None)
+        self._keeps = self._cache is not None
+        self._tokens = list(tokens) if self._keeps else []
         logits: Tensor = output.logits[0, -1]
         return logits
 
@@ -81,6 +91,18 @@ class KeyValues:
             self._tokens = self._tokens[:length]
         except (RuntimeError, ValueError, NotImplementedError, AttributeError):
             self.clear()  # sliding windows and recurrent states cannot always go back
+
+
+def last_only(model: nn.Module) -> dict[str, int]:
+    """Arguments with which a model computes the logits of the last token alone, where it can."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+def _goes_on_with_several(cache: Any) -> bool:
+    """Whether a cache holds keys and values alone."""
+    from transformers import DynamicCache
+
+    return type(cache) is DynamicCache and not any(hasattr(layer, "conv_states") for layer in cache.layers)
 
 
 def _common(first: list[int], second: list[int]) -> int:
