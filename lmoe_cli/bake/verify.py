@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe_cli.checkpoint.header import FLOATS, read_header
-from lmoe_cli.engine.base_model import load_model
+from lmoe_cli.engine.base_model import load_model, quietly
 from lmoe_cli.engine.build import start
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.errors import LmoeError, UsageError
@@ -104,14 +104,15 @@ def verify_adapter(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()
     Raises:
         LmoeError: They differ by more than the rounding of its factors. Exit code 1.
     """
-    from peft import PeftModel
-
     engine = start(loadout.live, device="cpu", dtype="float32")
     live = _Live.of(engine, prompts)
     base = engine.detach()
     del engine
     plain = live.logits_of(base)
-    other = PeftModel.from_pretrained(base, folder).eval()
+    with quietly():
+        from peft import PeftModel
+
+        other = PeftModel.from_pretrained(base, folder).eval()
     factors = [parameter for name, parameter in other.named_parameters() if "default" in name]
     before = [parameter.detach().clone() for parameter in factors]
     stored = read_header(folder / "adapter_model.safetensors").tensors

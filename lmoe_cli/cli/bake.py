@@ -151,7 +151,8 @@ def _adapter(
         rows = [(item["name"], item["rank"], f"{item['error']:.2%}") for item in report["modules"]]
         out.table("what was cut off", ("module", "rank", "relative error"), rows)
     ranks = sorted({item["rank"] for item in report["modules"]})
-    out.say(f"{folder}: {len(report['modules'])} modules of rank {ranks[0]}–{ranks[-1]}, {report['seconds']:.1f} s")
+    span = f"{ranks[0]}–{ranks[-1]}" if len(ranks) > 1 else ranks[0]
+    out.say(f"{folder}: {len(report['modules'])} modules of rank {span}, {report['seconds']:.1f} s")
     _say_verified(out, report)
     return report
 

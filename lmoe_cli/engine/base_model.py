@@ -46,13 +46,12 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it remarks on the dtype of its input at every product
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": trust_remote_code}
     if quantize:
         options["quantization_config"] = _quantization(quantize, dtype)
     if quantize or device.type != "cpu":
         options["device_map"] = {"": device}
-    with _quietly(), _folder(base) as folder:
+    with quietly(), _folder(base) as folder:
         try:
             loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -112,7 +111,7 @@ def load_tokenizer(base: Base, *, trust_remote_code: bool = False) -> Any:
     if not base.has_tokenizer:
         hint = "put the tokenizer files of the original model into its folder"
         raise InvalidFileError("tokenizer-missing", f"{base.ref}: there is no tokenizer", hint=hint, where=base.ref)
-    with _quietly(), _folder(base) as folder:
+    with quietly(), _folder(base) as folder:
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         except Exception as error:  # the tokenizers library raises Exception itself on a broken file
@@ -146,10 +145,11 @@ def _folder(base: Base) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the progress bars and remarks of libraries."""
     from transformers.utils import logging as remarks
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it remarks on this CPU, and at every product
     before = remarks.get_verbosity()
     remarks.set_verbosity_error()
     remarks.disable_progress_bar()
