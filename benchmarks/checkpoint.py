@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lmoe_cli.bench.synthetic import SHAPES
+from lmoe_cli.bench.shapes import SHAPES
 from lmoe_cli.checkpoint.writer import Shape, ShardWriter
 
 SHARD_BYTES = 2 << 30

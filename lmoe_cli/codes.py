@@ -179,6 +179,7 @@ RUN = {
     "fold-unsafe": _error(
         "The weights in memory are not those of the base's files, so folding could not be undone.", "`fold: false`."
     ),
+    "cache-missing": _error("The architecture keeps no keys and values to decode from.", "Measure another base."),
     "prompt-empty": _error("There is no text to go on.", "Write something."),
     "context-full": _error("The conversation does not fit the model's context.", "Shorten it, or `/clear`."),
     "template-refused": _error(

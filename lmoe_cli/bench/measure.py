@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from lmoe_cli.bench.variants import Variant
+from lmoe_cli.engine.cache import last_only
+from lmoe_cli.errors import UsageError
 
 WARM_UP = 3
 
@@ -33,7 +35,8 @@ class Row:
     byte_limit: float
     """What reading the experts' bytes beside the base's allows at most."""
     peak_bytes: int
-    """Bytes of weights, experts and cache held while it ran; on a GPU the allocator's peak."""
+    """Bytes that it needs by itself: on a GPU the allocator's peak, less what the other variants hold meanwhile;
+    elsewhere the weights, its experts and the cache, counted."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,25 @@ class Runner:
     """
 
     def __init__(self, model: nn.Module, load: Load) -> None:
-        from transformers import DynamicCache
-
         self.model = model
         self.load = load
         self.device = next(model.parameters()).device
-        self._new_cache: Callable[[], Any] = DynamicCache
+        self._last_only = last_only(model)
 
     @torch.inference_mode()
     def round(self) -> float:
-        """Seconds per step, averaged over one round."""
+        """Seconds per step, averaged over one round.
+
+        Raises:
+            UsageError: The model keeps no keys and values, so that a step is not the cost of one token.
+        """
         generator = torch.Generator().manual_seed(0)
         rows = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         prompt = torch.randint(rows, (self.load.batch, self.load.context), generator=generator).to(self.device)
-        cache = self._new_cache()
-        self.model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = getattr(self.model(input_ids=prompt, use_cache=True, **self._last_only), "past_key_values", None)
+        if cache is None:
+            message = f"{type(self.model).__name__} keeps no keys and values, so there is no step to measure"
+            raise UsageError("cache-missing", message, hint="measure a base with attention")
         token = prompt[:, :1]
         self._wait()
         started = time.perf_counter()
@@ -107,7 +114,7 @@ def measure(
                 if runner.device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(runner.device)
                 seconds = runner.round()
-                peaks[index] = _held(model, variant, load)
+                peaks[index] = _needed(model, variants, variant, load)
             finally:
                 variant.leave()
             if number >= WARM_UP:
@@ -146,10 +153,11 @@ def step_bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in seen.values())
 
 
-def _held(model: nn.Module, variant: Variant, load: Load) -> int:
+def _needed(model: nn.Module, variants: Sequence[Variant], variant: Variant, load: Load) -> int:
     parameter = next(model.parameters())
     if parameter.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(parameter.device)
+        others = sum(other.size for other in variants if other is not variant)
+        return torch.cuda.max_memory_allocated(parameter.device) - others
     config: Any = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -50,9 +50,19 @@ def blend(model: nn.Module, bank: Bank) -> Variant:
     )
 
 
+def counts(most: int) -> list[int]:
+    """Numbers of experts to measure, doubled each time.
+
+    The banks of all of them together hold less than three times the bytes of the largest.
+    """
+    return [*(1 << power for power in range(most.bit_length()) if 1 << power < most), most]
+
+
 def of_engine(engine: Engine, experts: int) -> Variant:
     """An engine's base with the first few of its experts on it, at the recipe's weights."""
     loadout = engine.loadout
+    if experts == len(loadout.experts):
+        return blend(engine.model, engine.bank)
     few = replace(loadout, experts=loadout.experts[:experts])
     bank = build_bank(engine.model, few, next(engine.model.parameters()).dtype)
     bank.gates.set([expert.weight for expert in few.experts])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from lmoe_cli.bench.shapes import SHAPES
 from lmoe_cli.cli import params
 from lmoe_cli.cli.output import Output, size
 from lmoe_cli.errors import UsageError
@@ -17,19 +18,16 @@ if TYPE_CHECKING:
 
     from lmoe_cli.bench.variants import Variant
 
-SHAPES = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
-DTYPES = ("float32", "float16", "bfloat16")
-
 
 @click.command()
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
-@click.option("--synthetic", type=click.Choice(SHAPES), help="Random weights of this shape instead of a recipe.")
+@click.option("--synthetic", type=click.Choice(list(SHAPES)), help="Random weights of this shape instead of a recipe.")
 @click.option(
     "--experts", "count", type=click.IntRange(1, 256), default=4, show_default=True, help="How many, at most."
 )
 @click.option("--rank", type=click.IntRange(1, 4096), default=16, show_default=True, help="Of synthetic experts.")
 @click.option("--layers", type=click.IntRange(1), help="Only so many layers of --synthetic, with a small vocabulary.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights; chosen for the device when left out.")
+@click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the weights; chosen for the device when left out.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; the best there is when left out.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Rows decoded together.")
 @click.option("--context", type=click.IntRange(1), default=32, show_default=True, help="Tokens in the cache.")
@@ -100,19 +98,16 @@ def _synthetic(
     shape: str, count: int, rank: int, layers: int | None, dtype: str | None, device: str | None, *, with_peft: bool
 ) -> tuple[nn.Module, list[Variant]]:
     from lmoe_cli.bench import variants
-    from lmoe_cli.bench.synthetic import SHAPES as SETTINGS
     from lmoe_cli.bench.synthetic import fill, synthetic_bank, synthetic_model
-    from lmoe_cli.engine.device import DTYPES as KINDS
-    from lmoe_cli.engine.device import choose_device
+    from lmoe_cli.engine.device import DTYPES, choose_device
 
-    if layers and layers > SETTINGS[shape]["num_hidden_layers"]:
-        most = SETTINGS[shape]["num_hidden_layers"]
+    if layers and layers > SHAPES[shape]["num_hidden_layers"]:
+        most = SHAPES[shape]["num_hidden_layers"]
         raise UsageError("usage", f"{shape} has {most} layers", hint=f"--layers {most} or less")
     place = choose_device(device)
-    kind = KINDS[dtype or ("float32" if place.type == "cpu" else "bfloat16")]
+    kind = DTYPES[dtype or ("float32" if place.type == "cpu" else "bfloat16")]
     model = synthetic_model(shape, layers, kind, place)
-    numbers = sorted({1, *(number for number in (2, 4, 8, 16, 32, 64, 128) if number < count), count})
-    banks = [synthetic_bank(model, number, rank, kind) for number in numbers]
+    banks = [synthetic_bank(model, number, rank, kind) for number in variants.counts(count)]
     found = [variants.base(), *(variants.blend(model, bank) for bank in banks)]
     found.append(variants.folded(model, banks[-1], fill))
     if with_peft:
@@ -141,10 +136,11 @@ def _recipe(
     from lmoe_cli.bench import variants
     from lmoe_cli.engine.build import start
 
-    engine = start(loadout.live, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    loadout = replace(loadout.live, experts=loadout.experts[:count])
+    engine = start(loadout, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     model = engine.detach()
     found = [variants.base()]
-    found += [variants.of_engine(engine, number + 1) for number in range(min(count, len(loadout.experts)))]
+    found += [variants.of_engine(engine, number) for number in variants.counts(len(loadout.experts))]
     found.append(variants.folded_engine(engine))
     if with_peft:
         found.append(variants.peft(model, variants.stored_adapters(loadout)))

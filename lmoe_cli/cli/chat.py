@@ -69,7 +69,7 @@ class Placing:
 @click.option("--prompt", metavar="TEXT", help="Answer this once; so does text on stdin.")
 @sampling
 @click.option("--device", help="cpu, cuda, cuda:1, mps; the best there is when left out.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of the weights.")
+@click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the weights.")
 @click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Quantise the base while it loads.")
 @params.token
 @params.trust_remote_code

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+DTYPES = ("float32", "float16", "bfloat16")
+"""Those of a recipe, without loading what reads recipes."""
+
 
 def output(function: F) -> F:
     """Add ``--json -q -v --debug`` and pass the `Output` they make as ``out``."""

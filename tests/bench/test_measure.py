@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import time
+from dataclasses import replace
 
 import pytest
+import tiny
 import torch
+from laws.cases import case
+from safetensors.torch import load_file
 
+from lmoe_cli.bank.bank import Bank
 from lmoe_cli.bench import variants
 from lmoe_cli.bench.measure import Load, measure, step_bytes
-from lmoe_cli.bench.synthetic import SHAPES, fill, synthetic_bank, synthetic_model
+from lmoe_cli.bench.shapes import SHAPES
+from lmoe_cli.bench.synthetic import fill, synthetic_bank, synthetic_model
+from lmoe_cli.engine.build import start
+from lmoe_cli.errors import UsageError
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512, "tie_word_embeddings": True}
@@ -85,3 +94,33 @@ def test_bytes_of_a_step_are_those_of_the_weights_it_reads(model):
     per_layer = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 96), (64, 96), (96, 64)]
     assert bank.size >= 3 * 2 * 4 * 4 * sum(d_in + d_out for d_in, d_out in per_layer)
     assert bank.size < 1.2 * 3 * 2 * 4 * 4 * sum(d_in + d_out for d_in, d_out in per_layer)
+
+
+def test_the_banks_of_a_recipe_together_hold_less_than_three_times_its_experts(tmp_path):
+    loadout = case("llama", "lora").loadout({"one": 0.5})
+    (expert,) = loadout.experts
+    experts = tuple(replace(expert, name=f"expert{number}") for number in range(9))
+    engine = start(replace(loadout, experts=experts), device="cpu", dtype="float32")
+    engine.detach()
+    found = [variants.of_engine(engine, number) for number in variants.counts(9)]
+    assert [variant.experts for variant in found] == [1, 2, 4, 8, 9]
+    stored = sum(
+        tensor.nbytes for tensor in load_file(expert.adapter.source.require("adapter_model.safetensors")).values()
+    )
+    banks = [item for item in gc.get_objects() if isinstance(item, Bank)]
+    held = sum(bank.size for bank in banks if bank.names[0] == "expert0")
+    assert 9 * stored <= held < 3 * 9 * stored
+
+
+def test_a_model_that_keeps_no_keys_and_values_is_refused():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=96, hidden_size=32, state_size=4, num_hidden_layers=1)).eval()
+    with pytest.raises(UsageError) as told:
+        measure(model, [variants.base()], Load(1, 4, 1, 2))
+    assert told.value.code == "cache-missing"
+
+
+def test_a_model_whose_layers_keep_different_things_is_measured():
+    (row,) = measure(tiny.model("gemma3_text"), [variants.base()], Load(2, 4, 1, 2))
+    assert row.ratio_to_base == 1.0

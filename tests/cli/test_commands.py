@@ -7,11 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import tiny
 import torch
 from laws.cases import case
+
+from lmoe_cli.cli import params
+from lmoe_cli.loadout.recipe import Dtype
 
 ENVELOPE = {"schema", "ok", "data", "findings"}
 
@@ -173,3 +177,7 @@ def test_a_reader_that_goes_away_is_no_error(place):
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert "Error" not in done.stderr
+
+
+def test_dtypes_on_the_command_line_are_those_of_a_recipe():
+    assert get_args(Dtype) == params.DTYPES
