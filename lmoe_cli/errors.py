@@ -8,7 +8,7 @@
   - NetworkError            exit 5    no network, or a download that did not arrive whole
   - ResourceError           exit 6    no memory, or no room on the disk
 
-A bug ends with exit 70, an interrupt with 130. Every error has a stable code, explained in `findings.CODES`.
+A bug ends with exit 70, an interrupt with 130. Every error has a stable code, explained in `codes.CODES`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LmoeError(Exception):
     """A problem the user can act on.
 
     Args:
-        code: Stable name of the kind of problem, such as ``"header-truncated"``; a key of `findings.CODES`.
+        code: Stable name of the kind of problem, such as ``"header-truncated"``; a key of `codes.CODES`.
         message: What is wrong, naming the thing and the value that was seen.
         hint: What to do next, as a command or an edit. Printed on its own line.
         where: File, repository or place in one, for machine-readable output.

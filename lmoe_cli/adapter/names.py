@@ -9,6 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tokens_embed")
+"""What architectures call the input embedding."""
+HEAD_OF = {"gpt_neox": "embed_out"}
+"""model_type → name of the output head, where it is not ``lm_head``."""
+HEADS = ("lm_head", *HEAD_OF.values())
+
 ROOTS = ("base_model.model.", "base_model.")
 
 ROLES = {

@@ -8,12 +8,11 @@ from typing import Any
 
 from lmoe_cli.adapter.adapter import Adapter
 from lmoe_cli.adapter.config import LORA
-from lmoe_cli.adapter.names import layer_of, place
+from lmoe_cli.adapter.names import EMBEDDINGS, HEADS, layer_of, place
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.index import Stored
 
 DOWN = re.compile(r"\.lora_A(\.weight)?\Z")
-EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 QUANTIZED = ("bnb-4bit", "bnb-8bit", "4bit", "8bit", "gptq", "awq", "int4", "int8", "fp8", "gguf", "exl2", "hqq")
 
 
@@ -87,7 +86,7 @@ def _variants(adapter: Adapter) -> list[str]:
         "rank_pattern": bool(config.rank_pattern),
         "alpha_pattern": bool(config.alpha_pattern),
         "modules_to_save": saved or bool(config.modules_to_save),
-        "embeddings": any(part.module.rpartition(".")[2] in EMBEDDINGS for part in made),
+        "embeddings": any(part.module.rpartition(".")[2] in EMBEDDINGS + HEADS for part in made),
         "fused_experts": any(part.experts > 1 for part in made) or bool(config.target_parameters),
         "base_changing_init": config.base_changing_init is not None,
         "quantized_base": quantization_in_name(config.base) is not None,
