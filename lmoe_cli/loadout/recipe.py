@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -74,6 +74,9 @@ class WeightedRouter(Entry):
 
 
 Router = Annotated[StaticRouter | WeightedRouter, Field(discriminator="type")]
+ROUTER_TYPES: tuple[str, ...] = tuple(
+    get_args(model.model_fields["type"].annotation)[0] for model in get_args(get_args(Router)[0])
+)
 
 
 class Take(Entry):

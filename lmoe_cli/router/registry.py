@@ -1,43 +1,24 @@
-"""Which routers there are. Naming them loads none."""
+"""The class behind the type of a router that a recipe names. Naming it loads none.
+
+The types are those of the union `Router` in `loadout.recipe`: type ``static`` is the class ``StaticRouter`` of
+``router/static.py``.
+"""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lmoe_cli.router.static import StaticRouter
 
-Scope = Literal["fixed", "prompt", "token"]
-
-
-@dataclass(frozen=True)
-class RouterInfo:
-    """A router, without importing it."""
-
-    type: str
-    """As recipes name it."""
-    scope: Scope
-    """What its gates depend on."""
-    target: str
-    """``package.module:class``."""
-    summary: str
-
-
-ROUTERS = (
-    RouterInfo("static", "fixed", "lmoe_cli.router.static:StaticRouter", "the recipe's weights, for good"),
-    RouterInfo("weighted", "fixed", "lmoe_cli.router.weighted:WeightedRouter", "the recipe's weights, turned live"),
-)
-
-
-def find(type_: str) -> RouterInfo:
-    """The router that a recipe names; the recipe's own check has made sure that there is one."""
-    return next(info for info in ROUTERS if info.type == type_)
-
 
 def load(type_: str) -> type[StaticRouter]:
-    """Import a router's class."""
-    module, _, attribute = find(type_).target.partition(":")
-    cls: type[StaticRouter] = getattr(importlib.import_module(module), attribute)
+    """Import a router's class.
+
+    Args:
+        type_: One of `loadout.recipe.ROUTER_TYPES`, as the recipe's own check has made sure.
+    """
+    module = importlib.import_module(f"lmoe_cli.router.{type_}")
+    cls: type[StaticRouter] = getattr(module, f"{type_.title()}Router")
     return cls

@@ -11,7 +11,8 @@ from lmoe_cli.findings import RefusedError
 from lmoe_cli.loadout import text
 from lmoe_cli.loadout.parse import read_recipe
 from lmoe_cli.loadout.profile import matches, weight_at
-from lmoe_cli.loadout.recipe import WeightRule
+from lmoe_cli.loadout.recipe import ROUTER_TYPES, Recipe, WeightRule
+from lmoe_cli.router import registry
 
 GOOD = """
 version: 1
@@ -170,3 +171,11 @@ def test_the_first_rule_that_matches_counts_and_the_rest_keep_weight_1():
     assert weight_at(rules, "model.layers.0.mlp.up_proj") == 0.2
     assert weight_at(rules, "model.layers.1.mlp.up_proj") == 0.5
     assert weight_at(rules, "model.layers.1.self_attn.q_proj") == 1.0
+
+
+def test_every_router_of_a_recipe_can_be_loaded():
+    assert {"static", "weighted"} <= set(ROUTER_TYPES)
+    for name in ROUTER_TYPES:
+        recipe = Recipe.model_validate({"base": "org/base", "experts": {}, "router": {"type": name}})
+        assert recipe.router.type == name
+        assert registry.load(name)({"one": 0.5}).gates().tolist() == [[0.5]]
