@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from lmoe_cli.adapter.adapter import Adapter, read_adapter, with_findings
 from lmoe_cli.adapter.config import SUPPORTED
+from lmoe_cli.adapter.contents import Part
 from lmoe_cli.files import opened
 from lmoe_cli.findings import Finding, finding
 from lmoe_cli.source import Source
 
 RUNNABLE_TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 """Task types whose adapters sit on a causal language model."""
+UNSCALED = {"magnitude", "saved_weight", "saved_bias"}
+"""Roles that act whatever alpha is."""
 
 
 def inspect_adapter(source: Source) -> Adapter:
@@ -53,29 +56,37 @@ def soundness(adapter: Adapter) -> list[Finding]:
     if config.peft_type == "VERA" and adapter.parts and len(adapter.shared) < 2:
         hint = "save it again with save_projection=True"
         say("projections-missing", "its shared random projections were not saved", hint)
-    if _is_no_op(adapter):
-        say("no-op", "every B is zero: it changes nothing", "it may have been saved before training")
+    if reason := _no_op(adapter):
+        say("no-op", f"{reason}: it changes nothing", "it may have been saved before training")
     if adapter.source.has("config.json") and adapter.parts:
         say("full-model-beside", "a full model lies beside the adapter; only the adapter is used")
     return found
 
 
-def _is_no_op(adapter: Adapter) -> bool:
-    """Whether the B of a LoRA on this machine are all zero. Stops at the first byte that is not: one small read."""
+def _no_op(adapter: Adapter) -> str:
+    """Why a whole adapter changes nothing; empty where it may change something, or is not on this machine."""
+    parts = adapter.parts.values()
+    rest = [part for part in parts if part.scaling != 0 or part.tensors.keys() & UNSCALED]
+    if parts and not rest:
+        return "alpha is 0"
+    return "every B is zero" if rest and all(_has_zero_up(adapter, part) for part in rest) else ""
+
+
+def _has_zero_up(adapter: Adapter, part: Part) -> bool:
+    """Whether the B of a LoRA on this machine is all zero. Stops at the first byte that is not: one small read."""
     up = {"lora": "lora_B", "embedding": "lora_embedding_B"}
-    for part in adapter.parts.values():
-        if part.kind not in up or len(part.tensors) > 2:
-            return False
-        tensor = part.tensors[up[part.kind]]
-        path = adapter.weights.local(tensor.file)
-        if path is None:
-            return False
-        with opened(path) as file:
-            file.seek(tensor.info.start)
-            left = tensor.info.size
-            while left > 0:
-                chunk = file.read(min(left, 1 << 20))
-                if not chunk or chunk.count(0) != len(chunk):
-                    return False
-                left -= len(chunk)
-    return bool(adapter.parts)
+    if part.kind not in up or len(part.tensors) > 2:
+        return False
+    tensor = part.tensors[up[part.kind]]
+    path = adapter.weights.local(tensor.file)
+    if path is None:
+        return False
+    with opened(path) as file:
+        file.seek(tensor.info.start)
+        left = tensor.info.size
+        while left > 0:
+            chunk = file.read(min(left, 1 << 20))
+            if not chunk or chunk.count(0) != len(chunk):
+                return False
+            left -= len(chunk)
+    return True

@@ -194,6 +194,8 @@ def test_integers_are_no_weights(tmp_path):
         (made.adapter(init_lora_weights="pissa"), ["init-changes-base"]),
         (made.adapter(layer_replication=[[0, 1]]), ["setting-unsupported"]),
         (made.adapter(fill=0), ["no-op"]),
+        (made.adapter(lora_alpha=0), ["no-op"]),
+        (made.adapter(alpha_pattern={"q_proj": 0, "v_proj": 0}), ["no-op"]),
         (made.adapter() | {"config.json": b"{}", "model.safetensors": b""}, ["full-model-beside"]),
         ({CONFIG: b'{"lora_layers": 4}', "adapters.safetensors": made.adapter()[WEIGHTS]}, ["foreign-adapter"]),
     ],
