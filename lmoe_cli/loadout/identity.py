@@ -40,13 +40,17 @@ RENAMED = {
     "distilgpt2": "distilbert/distilgpt2",
     "decapoda-research/llama-7b-hf": "huggyllama/llama-7b",
     "decapoda-research/llama-13b-hf": "huggyllama/llama-13b",
+    "yahma/llama-7b-hf": "huggyllama/llama-7b",
+    "yahma/llama-13b-hf": "huggyllama/llama-13b",
+    "unsloth/tinyllama": "tinyllama/tinyllama-1.1b-intermediate-step-1431k-3t",
+    "unsloth/tinyllama-chat": "tinyllama/tinyllama-1.1b-chat-v1.0",
     "unsloth/mistral-7b": "mistralai/mistral-7b-v0.1",
     "unsloth/llama-2-7b": "meta-llama/llama-2-7b-hf",
     "unsloth/llama-2-13b": "meta-llama/llama-2-13b-hf",
     "unsloth/llama-3-8b": "meta-llama/meta-llama-3-8b",
     "unsloth/llama-3-8b-instruct": "meta-llama/meta-llama-3-8b-instruct",
 }
-"""Names the Hub has redirected, and mirrors whose names differ from the original's."""
+"""Names the Hub has redirected, mirrors whose names differ from the original's, and conversions of one release."""
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+\Z")
 CACHED = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/")
