@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from lmoe_cli.adapter.names import HEADS
 from lmoe_cli.adapter.summary import quantization_in_name
+from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.findings import Finding, RefusedError, errors, finding
 from lmoe_cli.loadout.identity import Match, canonical, compare, same
-from lmoe_cli.loadout.layout import HEADS, Assignment
+from lmoe_cli.loadout.layout import UNBLENDED_EXPERTS, Assignment, Target
 from lmoe_cli.loadout.loadout import Expert, Loadout
 from lmoe_cli.loadout.profile import matches, weight_at
+from lmoe_cli.loadout.saved import conflicts
+from lmoe_cli.loadout.tokenizer import chat_template, differences
 
 EXTREME_SCALING = 64.0
 """Alpha/rank beyond which an adapter is more often broken than strong; real ones lie between 0.25 and 32."""
@@ -29,9 +33,9 @@ class Pair:
     first: str
     second: str
     shared: int
-    """Modules that both change."""
+    """Matrices of the base that both change, whatever the adapters call them."""
     overlap: float
-    """Share of the modules of the smaller one that both change, 0 to 1."""
+    """Share of the matrices that the smaller one changes, 0 to 1."""
     same_base: bool
     """Whether they name the same base."""
     same_rank: bool
@@ -63,7 +67,7 @@ def check(loadout: Loadout, *, trust_remote_code: bool = False) -> Report:
         found += expert.adapter.findings
         if expert.adapter.parts:
             found += _about_expert(loadout, expert)
-    found += _about_saved(loadout)
+    found += conflicts(loadout)
     memory = _memory(loadout)
     found += _about_memory(loadout, memory)
     order = {"error": 0, "warning": 1, "note": 2}
@@ -117,7 +121,13 @@ def _placement(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
         message = f"{expert.name}: {of} do not exist in {loadout.base.ref}: {names}"
         hint = f"it names {expert.adapter.config.base} as its base" if expert.adapter.config else ""
         yield finding("module-missing", expert.name, message, hint)
-    misfits = [(item, reason) for item in placed if (reason := _misfit(item))]
+    model_type = loadout.base.model_type
+    strange = [item for item in placed if item.target.index is not None and model_type in UNBLENDED_EXPERTS]
+    if strange:
+        names = _named(item.part.module for item in strange)
+        message = f"{expert.name}: changes fused experts, which lmoe cannot blend in {model_type}: {names}"
+        yield finding("experts-unsupported", expert.name, message, "its other modules can be blended")
+    misfits = [(item, reason) for item in placed if item not in strange and (reason := _misfit(item))]
     for is_vocabulary in (True, False):
         reasons = [reason for item, reason in misfits if _is_vocabulary(loadout, item) is is_vocabulary]
         if reasons:
@@ -211,30 +221,16 @@ def _weights(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
 def _tokenizer(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
     """A tokenizer or template that the adapter brings along is not used; say so where it differs."""
     source, base = expert.adapter.source, loadout.base
-    name = "tokenizer.json"
-    if source.has(name) and base.source.has(name) and source.sizes[name] != base.source.sizes[name]:
-        message = f"{expert.name}: brings a tokenizer of its own that differs from the base's and is not used"
+    if different := differences(source, base.source):
+        message = f"{expert.name}: brings a tokenizer whose {_named(different)} differs from the base's; it is not used"
         yield finding("tokenizer-differs", expert.name, message, "were tokens added? then the base must be resized")
-    if source.has("chat_template.jinja") and base.chat_template is not None:
-        template = source.read("chat_template.jinja", 1 << 20).decode("utf-8", "replace")
-        if template.strip() != base.chat_template.strip():
-            message = f"{expert.name}: was trained with another chat template, which is not used"
-            yield finding("template-differs", expert.name, message)
-
-
-def _about_saved(loadout: Loadout) -> Iterator[Finding]:
-    """Whole modules that experts bring: refused where several bring the same one and the recipe does not say how."""
-    owners: dict[str, list[str]] = {}
-    for expert in loadout.experts:
-        for item in loadout.assignments[expert.name][0]:
-            if "saved_weight" in item.part.tensors and item.part.kind == "saved":
-                owners.setdefault(item.target.module, []).append(expert.name)
-    policy = loadout.recipe.modules_to_save
-    for module, names in owners.items():
-        if len(names) > 1 and policy == "refuse":
-            message = f"{', '.join(names)} each bring a whole {module} of their own"
-            hint = f"say 'modules_to_save: blend' or 'modules_to_save: {{take: {names[0]}}}' in the recipe"
-            yield finding("saved-conflict", module, message, hint)
+    try:
+        template = chat_template(source)
+    except InvalidFileError:  # a damaged file that nobody uses
+        return
+    if template is not None and template.strip() != (base.chat_template or "").strip():
+        message = f"{expert.name}: was trained with another chat template, which is not used"
+        yield finding("template-differs", expert.name, message)
 
 
 def _memory(loadout: Loadout) -> dict[str, int]:
@@ -264,10 +260,13 @@ def _about_memory(loadout: Loadout, memory: dict[str, int]) -> Iterator[Finding]
 
 
 def _pairs(loadout: Loadout) -> Iterator[Pair]:
-    for first, second in combinations(loadout.experts, 2):
-        here, there = first.adapter.parts, second.adapter.parts
-        shared = here.keys() & there.keys()
-        smaller = min(len(here), len(there))
+    ranks: list[dict[Target, int]] = [{} for _ in loadout.experts]
+    for target, items in loadout.by_target.items():
+        for number, item in items:
+            ranks[number][target] = max(item.part.rank, ranks[number].get(target, 0))
+    for (one, first), (two, second) in combinations(enumerate(loadout.experts), 2):
+        shared = ranks[one].keys() & ranks[two].keys()
+        smaller = min(len(ranks[one]), len(ranks[two]))
         claims = [canonical(item.adapter.config.base or "") if item.adapter.config else "" for item in (first, second)]
         yield Pair(
             first.name,
@@ -275,7 +274,7 @@ def _pairs(loadout: Loadout) -> Iterator[Pair]:
             len(shared),
             len(shared) / smaller if smaller else 0.0,
             bool(claims[0]) and same(*claims),
-            all(here[name].rank == there[name].rank for name in shared),
+            all(ranks[one][target] == ranks[two][target] for target in shared),
         )
 
 

@@ -99,7 +99,9 @@ ADAPTERS = {
         "adapter is a different function.",
         "Use the version that PEFT converts with `path_initial_model_for_weight_conversion`.",
     ),
-    "no-op": _warning("Every B is zero: the adapter changes nothing.", "It may have been saved before training."),
+    "no-op": _warning(
+        "Every B is zero, or alpha is: the adapter changes nothing.", "It may have been saved before training."
+    ),
     "full-model-beside": _note("A whole model lies in the same folder. Only the adapter is read."),
     "tensor-unplaced": _error(
         "A stored tensor belongs to no module. Dropping it would change the adapter.", "Check the PEFT type. " + AUTHOR
@@ -142,6 +144,10 @@ FIT = {
     ),
     "rank-excessive": _warning("The rank exceeds what the matrix can have.", "It works, and wastes memory."),
     "scaling-extreme": _warning("Alpha over rank is far from what adapters have.", "Turn its weight down."),
+    "experts-unsupported": _error(
+        "The architecture runs the fused experts of a mixture in a way of its own, which lmoe cannot blend.",
+        "Train on its other modules, or run the adapter with PEFT.",
+    ),
     "weight-unmatched": _error("A rule of a weight list matches no module of the adapter.", "Mend its pattern."),
     "weight-default": _note(
         "Some modules are matched by no rule and keep weight 1.", 'End with `{match: "*", value: …}`.'
@@ -151,8 +157,13 @@ FIT = {
         "Several experts bring a whole module of their own in place of the base's.",
         "Say `modules_to_save: blend` or `modules_to_save: {take: NAME}`.",
     ),
+    "saved-unread": _note(
+        "An adapter brings a module that its config does not list in `modules_to_save`. Whether it is more than a copy "
+        "of the base's shows once both are on this machine.",
+        "`lmoe pull` both to see it earlier.",
+    ),
     "tokenizer-differs": _warning("The adapter brings a tokenizer that is not the base's.", "Check its vocabulary."),
-    "template-differs": _note("The adapter was trained with another chat template."),
+    "template-differs": _note("The adapter was trained with a chat template that is not the base's."),
     "memory-short": _warning("The loadout needs more memory than this machine has.", "A GPU, or `--quantize`."),
 }
 

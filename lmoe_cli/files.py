@@ -240,7 +240,9 @@ def _copy_range(source: int, target: int, start: int, length: int, path: Path) -
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a whole file's bytes to a new one."""
+    """Copy a whole file's bytes to a new one, in a new folder where it needs one."""
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
     with NewFile(target) as file:
         file.copy(source, 0, source.stat().st_size)
 

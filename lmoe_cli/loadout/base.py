@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
+from lmoe_cli.adapter.names import HEADS
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.index import INDEX_SUFFIX, Stored
 from lmoe_cli.errors import InvalidFileError, NotFoundError
-from lmoe_cli.loadout.layout import HEADS, Layout
+from lmoe_cli.loadout.layout import Layout
+from lmoe_cli.loadout.tokenizer import chat_template, read_settings
 from lmoe_cli.source import Source, stored_tensors
 from lmoe_cli.strict_json import parse_object
 
 STEM = "model"
 MAX_CONFIG_BYTES = 1 << 20
-MAX_TEMPLATE_BYTES = 1 << 20
-MAX_TOKENIZER_BYTES = 64 << 20
 SIDE_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
-    "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md",
+    "config.json", "generation_config.json", "*processor_config.json", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model",
+    "*.model.v[0-9]*", "*.tiktoken", "tekken.json",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+    "licen[cs]e*", "*[-_]licen[cs]e*", "copying*", "*notice*", "use_policy*",
 )  # fmt: skip
-"""What goes along with the weights of a model."""
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""What goes along with the weights of a model: patterns of names in lower case, folder by folder."""
+TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,14 @@ class Base:
 
     @property
     def side_files(self) -> tuple[str, ...]:
-        """What belongs to it beside weights: configs, tokenizer, chat template, licence."""
-        return tuple(name for name in SIDE_FILES if self.source.has(name))
+        """What belongs to it beside weights: configs, tokenizer, chat templates, licence, and code it asks to run."""
+        patterns = (*SIDE_FILES, "*.py") if self._names_code else SIDE_FILES
+        return tuple(sorted(name for name in self.source.sizes if any(_matches(name, one) for one in patterns)))
+
+    @property
+    def _names_code(self) -> bool:
+        """Whether a config names code of its repository. Such code may import any file beside it."""
+        return self.remote_code or bool(read_settings(self.source).get("auto_map"))
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -115,31 +123,23 @@ class Base:
 
     @property
     def has_tokenizer(self) -> bool:
-        return any(self.source.has(name) for name in TOKENIZERS)
+        return any(_matches(name, pattern) for name in self.source.sizes for pattern in TOKENIZERS)
 
     @cached_property
     def chat_template(self) -> str | None:
         """The Jinja template of its conversations, where it has one."""
-        if self.source.has("chat_template.jinja"):
-            return self.source.read("chat_template.jinja", MAX_TEMPLATE_BYTES).decode("utf-8", "replace")
-        if not self.source.has("tokenizer_config.json"):
-            return None
-        settings = parse_object(
-            self.source.read("tokenizer_config.json", MAX_TOKENIZER_BYTES), self.source.where("tokenizer_config.json")
-        )
-        template = settings.get("chat_template")
-        return template if isinstance(template, str) else None
+        return chat_template(self.source)
 
     @property
     def remote_code(self) -> bool:
         """Whether its config asks for code from its repository to be run."""
         return bool(self.config.get("auto_map"))
 
-    def file_hash(self, name: str) -> str | None:
-        """SHA-256 of a small file, to compare tokenizers."""
-        if not self.source.has(name) or self.source.sizes[name] > MAX_TOKENIZER_BYTES:
-            return None
-        return hashlib.sha256(self.source.read(name, MAX_TOKENIZER_BYTES)).hexdigest()
+
+def _matches(name: str, pattern: str) -> bool:
+    folder, _, file = name.lower().rpartition("/")
+    wanted_folder, _, wanted = pattern.rpartition("/")
+    return folder == wanted_folder and fnmatchcase(file, wanted)
 
 
 def read_base(source: Source) -> Base:

@@ -8,25 +8,36 @@ Conv1D's transposed weights, and experts of a mixture stored one by one or fused
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lmoe_cli.adapter.contents import Part
+from lmoe_cli.adapter.names import EMBEDDINGS
+from lmoe_cli.adapter.names import HEADS as HEADS
 from lmoe_cli.checkpoint.index import Stored
 
 WRAPPERS = {"model", "transformer", "language_model", "base_model", "text_model", "gpt_neox", "backbone", "decoder"}
-HEADS = ("lm_head", "embed_out")
-EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tokens_embed")
 CONV1D = {"gpt2": ("c_attn", "c_proj", "c_fc", "q_attn"), "openai-gpt": ("c_attn", "c_proj", "c_fc")}
 """model_type → modules that keep their weight as (d_in, d_out)."""
-TRANSPOSED_EXPERTS = ("gpt_oss", "llama4", "llama4_text", "aria", "aria_text")
+TRANSPOSED_EXPERTS = ("aria_text", "gpt_oss")
 """model_types whose fused experts are (experts, d_in, d_out)."""
+UNBLENDED_EXPERTS = ("llama4", "llama4_text", "longcat_flash")
+"""model_types whose module of fused experts is not called with tokens, choices and weights, or is only theirs."""
 INTERLEAVED_EXPERTS = ("gpt_oss",)
 """model_types whose fused gate and up projections alternate row by row."""
 HALVES = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1}
 """Which half of a fused ``gate_up_proj`` an expert's own projection is."""
 DOWN = ("down_proj", "w2")
+RENAMED = (
+    (".block_sparse_moe.input_linear", ".mlp.experts.gate_up_proj"),
+    (".block_sparse_moe.output_linear", ".mlp.experts.down_proj"),
+    (".block_sparse_moe.router.layer", ".mlp.router"),
+    (".block_sparse_moe.", ".mlp."),
+    (".mlp.experts.fc1.weight", ".mlp.experts.gate_up_proj"),
+    (".mlp.experts.fc2.weight", ".mlp.experts.down_proj"),
+)
+"""Parts of names that differ between versions of transformers, or between checkpoints and classes."""
 ONE_EXPERT = re.compile(r"(?P<parent>.+\.experts)\.(?P<number>\d+)\.(?P<leaf>\w+)\Z")
 
 
@@ -70,10 +81,14 @@ class Layout:
     Args:
         stored: The checkpoint's tensors by name.
         config: The base's ``config.json``.
+        looked_up: Tensors beside the input embedding that are embeddings too, as positions may be.
     """
 
-    def __init__(self, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, stored: Mapping[str, Stored], config: Mapping[str, Any], looked_up: Collection[str] = ()
+    ) -> None:
         self.stored = stored
+        self._looked_up = looked_up
         self.model_type = str(config.get("model_type", ""))
         self._by_key: dict[str, list[str]] = {}
         for name in stored:
@@ -116,7 +131,7 @@ class Layout:
         if name is None:
             return None
         shape = self.stored[name].info.shape
-        looked_up = part.kind == "embedding" or name == self.embedding
+        looked_up = name == self.embedding or name in self._looked_up
         transposed = (looked_up or leaf in CONV1D.get(self.model_type, ())) and not tied
         if len(shape) == 2 and not self._is_packed(name):
             d_out, d_in = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
@@ -151,7 +166,7 @@ class Layout:
                 )
 
     def _fused(self, part: Part) -> Iterator[Assignment]:
-        parent, _, leaf = part.module.rpartition(".")
+        parent, _, leaf = renamed(part.module).rpartition(".")
         for number in range(part.experts):
             if targets := list(self._slices(parent, leaf, number)):
                 yield from (Assignment(part, target, number) for target in targets)
@@ -185,10 +200,17 @@ class Layout:
 
 def module_key(name: str) -> str:
     """A dotted name without the wrappers in front that differ between classes and versions."""
-    parts = name.replace(".block_sparse_moe.", ".mlp.").split(".")
+    parts = renamed(name).split(".")
     while len(parts) > 1 and parts[0] in WRAPPERS:
         del parts[0]
     return ".".join(parts)
+
+
+def renamed(name: str) -> str:
+    """A dotted name in the words of the newest version."""
+    for before, after in RENAMED:
+        name = name.replace(before, after)
+    return name
 
 
 def _module_of(tensor: str) -> str:

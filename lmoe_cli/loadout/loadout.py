@@ -15,13 +15,14 @@ from lmoe_cli.adapter.contents import Part
 from lmoe_cli.adapter.soundness import inspect_adapter
 from lmoe_cli.adapter.summary import summary as adapter_summary
 from lmoe_cli.errors import LmoeError
-from lmoe_cli.findings import Finding, RefusedError, from_error
+from lmoe_cli.findings import Finding, RefusedError, errors, from_error
 from lmoe_cli.hub import Progress
 from lmoe_cli.loadout.base import Base, read_base
 from lmoe_cli.loadout.base import summary as base_summary
-from lmoe_cli.loadout.layout import Assignment, Target
+from lmoe_cli.loadout.layout import Assignment, Layout, Target
 from lmoe_cli.loadout.profile import weight_at
 from lmoe_cli.loadout.recipe import ExpertEntry, Recipe, WeightedRouter
+from lmoe_cli.loadout.saved import conflicts, is_unread, without_copies
 from lmoe_cli.source import Folder, Source, open_source
 
 T = TypeVar("T")
@@ -60,26 +61,39 @@ class Loadout:
 
     @cached_property
     def assignments(self) -> Mapping[str, tuple[list[Assignment], list[Part]]]:
-        """Expert's name → what it does to which matrices of the base, and the parts that have no place there."""
+        """Expert's name → its parts on the matrices of the base, and the parts that have no place there."""
+        layout = self._layout
         found: dict[str, tuple[list[Assignment], list[Part]]] = {}
         for expert in self.experts:
             placed: list[Assignment] = []
             homeless: list[Part] = []
             for part in expert.adapter.parts.values():
-                assigned = self.base.layout.assign(part)
+                assigned = layout.assign(part)
                 placed += assigned
                 if not assigned:
                     homeless.append(part)
             found[expert.name] = placed, homeless
         return found
 
+    @property
+    def _layout(self) -> Layout:
+        """The base's, with what adapters show of it: where one has the LoRA of an embedding, it is one for all."""
+        named = self.base.layout
+        parts = [part for expert in self.experts for part in expert.adapter.parts.values() if part.kind == "embedding"]
+        looked_up = {name for part in parts if (name := named.tensor(part.module))}
+        return Layout(self.base.stored, self.base.text_config, looked_up)
+
     @cached_property
     def by_target(self) -> Mapping[Target, list[tuple[int, Assignment]]]:
-        """Matrix of the base → number of each expert that changes it, and how, in the order of the experts."""
+        """Matrix of the base → number of each expert that changes it, and how, in the order of the experts.
+
+        Copies of the base's own tensors change nothing and are left out where both files are on this machine.
+        """
         found: dict[Target, list[tuple[int, Assignment]]] = {}
         for number, expert in enumerate(self.experts):
             for item in self.assignments[expert.name][0]:
-                found.setdefault(item.target, []).append((number, item))
+                if (change := without_copies(item, expert.adapter, self.base)) is not None:
+                    found.setdefault(item.target, []).append((number, change))
         return found
 
     @cached_property
@@ -103,11 +117,25 @@ class Loadout:
         return replace(self, recipe=self.recipe.model_copy(update={"router": WeightedRouter(type="weighted")}))
 
     def fetch(self, progress: Progress | None = None, *, with_base: bool = True) -> None:
-        """Bring everything it needs onto this machine."""
+        """Bring everything it needs onto this machine.
+
+        Raises:
+            RefusedError: Several experts bring a module of their own, which showed only now.
+            NotFoundError, AccessError, NetworkError, ResourceError: Something cannot be brought.
+        """
+        unread = any(
+            is_unread(item, expert.adapter, self.base)
+            for expert in self.experts
+            for item in self.assignments[expert.name][0]
+        )
         for expert in self.experts:
             expert.adapter.source.fetch(expert.adapter.files, progress)
         if with_base:
             self.base.source.fetch(self.base.files, progress)
+        if unread:
+            self.__dict__.pop("by_target", None)  # made before there were bytes to compare
+            if found := errors(conflicts(self)):
+                raise RefusedError(f"{self.origin}: the parts do not fit", found)
 
 
 def resolve(recipe: Recipe, origin: str, *, beside: Path | None = None, token: str | None = None) -> Loadout:

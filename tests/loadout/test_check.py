@@ -64,6 +64,18 @@ def test_parts_that_fit_have_no_errors(parts):
     assert report.memory["cache_per_token"] == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes
 
 
+def test_experts_that_name_one_module_differently_share_it(parts):
+    def renamed(tensors):
+        return {name.replace("base_model.model.model.", "base_model.model."): t for name, t in tensors.items()}
+
+    before = found(parts).pairs
+    change(parts / "two", renamed)
+    report = found(parts)
+    assert report.ok
+    assert report.pairs == before
+    assert report.pairs[0].shared == 14
+
+
 def test_a_module_that_the_base_lacks_is_an_error(parts):
     change(parts / "one", lambda tensors: {name.replace("layers.1", "layers.7"): t for name, t in tensors.items()})
     report = found(parts)
@@ -133,6 +145,10 @@ def test_the_weights_decide_where_the_named_base_is_a_folder_on_this_machine(par
         ("unsloth/Qwen3-4B-unsloth-bnb-4bit", "Qwen/Qwen3-4B", Match.SAME),
         ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "meta-llama/Llama-3.1-8B-Instruct", Match.SAME),
         ("unsloth/mistral-7b-bnb-4bit", "mistralai/Mistral-7B-v0.1", Match.SAME),
+        ("unsloth/tinyllama-bnb-4bit", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", Match.SAME),
+        ("unsloth/tinyllama-chat-bnb-4bit", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", Match.SAME),
+        ("yahma/llama-7b-hf", "huggyllama/llama-7b", Match.SAME),
+        ("yahma/llama-13b-hf", "huggyllama/llama-7b", Match.OTHER),
         ("gpt2", "openai-community/gpt2", Match.SAME),
         ("/models/Qwen3-4B/", "Qwen/Qwen3-4B", Match.SAME),
         ("C:\\models\\Qwen3-4B", "Qwen/Qwen3-4B", Match.SAME),
