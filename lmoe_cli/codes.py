@@ -47,8 +47,9 @@ FILES = {
     "file-too-large": _error("A config is larger than any honest one.", AUTHOR),
     "too-many-files": _error("The folder holds more files than an adapter or model can.", "Name its own folder."),
     "output-exists": _error("What should be written exists.", "Choose another name, or replace it with `--force`."),
-    "output-not-ours": _error(
-        "`--force` would replace a folder that holds neither a model nor an adapter.", "Choose another `--out`."
+    "output-not-ours": _error("`--force` would replace a folder that lmoe did not bake.", "Choose another `--out`."),
+    "output-is-input": _error(
+        "A bake would write over, into or around a folder of its own loadout.", "Choose another `--out`."
     ),
     "disk-full": _error("There is no room. Nothing half-written is left.", "Free some space."),
     "out-of-memory": _error("There is not enough memory.", "Use a smaller base, `--quantize`, or another machine."),
@@ -182,6 +183,7 @@ RUN = {
     "quantize-unsupported": _error(
         "bitsandbytes has no product for these shapes on a CPU.", "Leave `--quantize` out, or use a CUDA device."
     ),
+    "logits-not-finite": _error("The model computes NaN or infinity.", "Turn weights down; download it again."),
     "weights-fixed": _error("A static router's weights do not turn.", "Use `router: {type: weighted}`."),
     "weight-invalid": _error("Not a finite number.", "A number such as `0.3`."),
     "expert-unknown": _error("The loadout has no expert of that name.", "See its names with `/w`."),

@@ -21,7 +21,7 @@ from torch import Tensor
 from lmoe_cli import files
 from lmoe_cli.adapter.write import Entry, lora_config, write_adapter
 from lmoe_cli.bake.lowrank import padded, truncate
-from lmoe_cli.bake.model import REPORT, Verify
+from lmoe_cli.bake.model import Verify, refuse_out
 from lmoe_cli.bake.plan import STORED_AS
 from lmoe_cli.bake.report import experts_facts
 from lmoe_cli.bake.stored import stored_at
@@ -31,7 +31,7 @@ from lmoe_cli.bank.load import Terms, open_terms
 from lmoe_cli.bank.variants.lora import row_norms
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.checkpoint.writer import Shape
-from lmoe_cli.errors import UsageError
+from lmoe_cli.errors import InvalidFileError, UsageError
 from lmoe_cli.loadout.base import Base
 from lmoe_cli.loadout.layout import CONV1D, Target
 from lmoe_cli.loadout.loadout import Loadout
@@ -95,7 +95,7 @@ def bake_adapter(
         LmoeError: Verification failed. Nothing is left at ``out`` in any of these cases.
     """
     started = time.perf_counter()
-    files.refuse_existing(out, force=force)
+    refuse_out(loadout, out, force=force)
     if loadout.recipe.bake.method != "linear":
         hint = "an adapter is a sum of deltas: bake it as a model"
         raise UsageError("adapter-inexpressible", f"method {loadout.recipe.bake.method} gives no low rank", hint=hint)
@@ -125,7 +125,7 @@ def bake_adapter(
         }
         if verify:
             report["verify"] = verify(folder)
-        files.write_file(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+        files.write_file(folder / files.REPORT, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
     return report
 
 
@@ -245,6 +245,9 @@ def base_name(base: Base) -> str:
 def _entries(module: Module, dtype: str, config: Mapping[str, Any]) -> Iterator[Entry]:
     def entry(role: str, tensor: Tensor) -> Entry:
         rounded = tensor.to(getattr(torch, dtype)).contiguous()
+        if not torch.isfinite(rounded).all():
+            hint = "try --dtype float32, or smaller weights"
+            raise InvalidFileError("bake-overflow", f"{module.name}: a blended factor does not fit {dtype}", hint=hint)
         shape = Shape(STORED_AS[dtype], tuple(rounded.shape))
         return Entry(module.name, role, shape, memoryview(rounded.view(torch.uint8).numpy()))  # type: ignore[arg-type]
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lmoe_cli.errors import InvalidFileError
+
 
 def truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """Cut a product B A to a smaller rank.
@@ -22,10 +24,17 @@ def truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 
     Returns:
         A (rank, d_in), B (d_out, rank), and the Frobenius norm of what was cut, relative to that of B A.
+
+    Raises:
+        InvalidFileError: The product is larger than float32 can hold.
     """
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.T)
+    inner = r_b @ r_a.T
+    if not torch.isfinite(inner).all():
+        hint = "smaller weights, or leave out the adapter that diverged"
+        raise InvalidFileError("bake-overflow", "a blended delta is too large to be cut to a rank", hint=hint)
+    u, s, vh = torch.linalg.svd(inner)
     kept = min(rank, s.shape[0])
     root = s[:kept].sqrt()
     total = torch.linalg.vector_norm(s)

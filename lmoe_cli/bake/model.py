@@ -14,10 +14,10 @@ from lmoe_cli.bake.plan import Plan, config_text, make_plan
 from lmoe_cli.bake.report import facts
 from lmoe_cli.bake.write import Advance, write_model
 from lmoe_cli.checkpoint.index import INDEX_SUFFIX
+from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.base import STEM
 from lmoe_cli.loadout.loadout import Loadout
 
-REPORT = "bake-report.json"
 SPARE = 1 << 20
 """Bytes of configs and report that a bake needs beside its weights."""
 
@@ -54,13 +54,13 @@ def bake_model(
         The report that also stands in the folder.
 
     Raises:
-        UsageError: ``out`` exists.
+        UsageError: ``out`` exists, or lies in a folder of the loadout.
         RefusedError: The loadout cannot be baked.
         ResourceError: The disk is full.
         LmoeError: Verification failed. Nothing is left at ``out`` in any of these cases.
     """
     started = time.perf_counter()
-    files.refuse_existing(out, force=force)
+    refuse_out(loadout, out, force=force)
     settings = loadout.recipe.bake
     plan = make_plan(loadout, dtype or settings.dtype, shard_size)
     files.require_space(out.parent, plan.size + SPARE)
@@ -74,8 +74,26 @@ def bake_model(
         report["seconds"] = round(time.perf_counter() - started, 3)
         if verify:
             report["verify"] = verify(folder)
-        files.write_file(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+        files.write_file(folder / files.REPORT, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
     return report
+
+
+def refuse_out(loadout: Loadout, out: Path, *, force: bool) -> None:
+    """Refuse to write over, into or around what a loadout is made of.
+
+    Raises:
+        UsageError: That would be so, or ``out`` exists and may not be replaced.
+    """
+    here = out.absolute().resolve()
+    sources = (loadout.base.source, *(expert.adapter.source for expert in loadout.experts))
+    for source in sources:
+        path = source.path.resolve() if source.path else None
+        if path and (here == path or here in path.parents or path in here.parents):
+            hint = "choose an --out that is no folder of the loadout"
+            raise UsageError(
+                "output-is-input", f"{out}: the loadout's {source.ref} is there", hint=hint, where=str(out)
+            )
+    files.refuse_existing(out, force=force)
 
 
 def _side_files(loadout: Loadout, plan: Plan, folder: Path) -> None:

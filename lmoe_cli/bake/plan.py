@@ -8,17 +8,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmoe_cli.adapter.names import HEAD_OF, HEADS
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.index import Stored
 from lmoe_cli.checkpoint.writer import Shape
 from lmoe_cli.errors import LmoeError, UsageError
 from lmoe_cli.findings import RefusedError, finding
 from lmoe_cli.loadout.base import STEM, Base
-from lmoe_cli.loadout.layout import HEADS, Target
+from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
 
-HEAD_OF = {"gpt_neox": "embed_out"}
-"""model_type → name of the output head, where it is not ``lm_head``."""
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)i?[bB]?\Z")
 STORED_AS = {name: dtype for dtype, name in FLOATS.items()}
 

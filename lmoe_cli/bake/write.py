@@ -128,11 +128,13 @@ class _Baker:
         """Append one tensor; tells what became of it where experts changed it."""
         if output.is_copy:
             info = output.source.info
+            if info.dtype in FLOATS:
+                _require_finite(self.reader.tensor(output.source.name), output.source.name)
             writer.copy(self.loadout.base.source.require(output.source.file), info.start, info.size)
             advance(info.size)
             return None
         tensor = self.reader.tensor(output.source.name)
-        sink = _Sink(writer, getattr(torch, FLOATS[output.shape.dtype]), advance)
+        sink = _Sink(output.source.name, writer, getattr(torch, FLOATS[output.shape.dtype]), advance)
         if output.bias_of is not None:
             used = self._bias(sink, tensor, output.bias_of)
         elif not output.targets:
@@ -217,11 +219,23 @@ class _Baker:
         return TaskVectors(METHODS[self.settings.method], deltas, weights, sum(others.values()), settings)
 
 
+def _require_finite(tensor: Tensor, name: str) -> None:
+    for block in tensor.reshape(-1).split(ROW_BLOCK_ELEMENTS):  # type: ignore[no-untyped-call]
+        # A sum passes NaN and infinity on, and is read much faster; that of huge numbers may overflow by itself.
+        if not math.isfinite(float(block.sum(dtype=torch.float32))) and not torch.isfinite(block).all():
+            raise _not_finite(name)
+
+
+def _not_finite(name: str) -> InvalidFileError:
+    hint = "the base is damaged: download it again"
+    return InvalidFileError("weights-not-finite", f"the base's {name} holds NaN or infinity", hint=hint)
+
+
 class _Sink:
     """Where the rows of one tensor go: rounded once, appended to the file, and measured."""
 
-    def __init__(self, writer: NewFile, dtype: torch.dtype, advance: Advance) -> None:
-        self.writer, self.dtype, self.advance = writer, dtype, advance
+    def __init__(self, name: str, writer: NewFile, dtype: torch.dtype, advance: Advance) -> None:
+        self.name, self.writer, self.dtype, self.advance = name, writer, dtype, advance
         self._before = self._changed = self._after = self._lost = 0.0
 
     def add(self, before: Tensor, exact: Tensor) -> None:
@@ -241,12 +255,11 @@ class _Sink:
         self._after += _squares(exact)
         self._lost += _squares(rounded.float() - exact)
         if not math.isfinite(self._before):
-            hint = "the base is damaged: download it again"
-            raise InvalidFileError("weights-not-finite", "a weight of the base is NaN or infinite", hint=hint)
+            raise _not_finite(self.name)
         if not math.isfinite(self._lost):
             name = str(self.dtype).removeprefix("torch.")
             hint = "try --dtype bfloat16 or float32, or smaller weights"
-            raise InvalidFileError("bake-overflow", f"a blended weight does not fit {name}", hint=hint)
+            raise InvalidFileError("bake-overflow", f"{self.name}: a blended weight does not fit {name}", hint=hint)
         data = rounded.contiguous().view(torch.uint8).numpy()
         self.writer.write(memoryview(data))  # type: ignore[arg-type]
         self.advance(data.nbytes)

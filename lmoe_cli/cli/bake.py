@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,20 +11,20 @@ from lmoe_cli.cli import params
 from lmoe_cli.cli.output import Output, size
 from lmoe_cli.cli.progress import bar
 from lmoe_cli.errors import UsageError
-from lmoe_cli.loadout.recipe import Dtype, Method
 
 if TYPE_CHECKING:
     from lmoe_cli.loadout.loadout import Loadout
+
+
+METHODS = ("linear", "ties", "dare", "dare_ties", "della", "magnitude")
 
 
 @click.command()
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
 @click.option("--out", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--as", "kind", type=click.Choice(["model", "adapter"]), default="model", help="What to write.")
-@click.option(
-    "--method", type=click.Choice(get_args(Method)), help="How deltas are combined; the recipe's when left out."
-)
-@click.option("--dtype", type=click.Choice(get_args(Dtype)), help="Of the tensors; that of the base when left out.")
+@click.option("--method", type=click.Choice(METHODS), help="How deltas are combined; the recipe's when left out.")
+@click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the tensors; that of the base when left out.")
 @click.option("--rank", type=click.IntRange(1), help="With --as adapter: cut to this rank; exact when left out.")
 @click.option("--for", "target", type=click.Choice(["vllm"]), help="Keep to what that engine takes.")
 @click.option("--shard-size", metavar="SIZE", help="Largest file, such as 5GB; as the base when left out.")

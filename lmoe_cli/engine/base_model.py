@@ -47,6 +47,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": trust_remote_code}
+    options["ignore_mismatched_sizes"] = True  # `_require_whole` names them
     if quantize:
         options["quantization_config"] = _quantization(quantize, dtype)
     if quantize or device.type != "cpu":
@@ -57,10 +58,11 @@ def load_model(
         except (torch.OutOfMemoryError, MemoryError) as error:
             hint, message = "--quantize nf4, or another --device", f"{base.ref}: no room on {device}"
             raise ResourceError("out-of-memory", message, hint=hint, where=base.ref) from error
-        except (ValueError, KeyError, OSError, RuntimeError, ImportError, AttributeError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except Exception as error:  # a wrong config.json fails with whatever its numbers lead to
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             message = f"{base.ref}: transformers cannot load it: {reason}"
-            raise InvalidFileError("base-unloadable", message, where=base.ref) from error
+            hint = "its config.json is wrong or of another version of transformers; download the base again"
+            raise InvalidFileError("base-unloadable", message, hint=hint, where=base.ref) from error
     model: nn.Module = loaded[0]
     _require_whole(base, loaded[1])
     return model.eval().requires_grad_(False)

@@ -216,7 +216,9 @@ class Engine:
             system = self.loadout.recipe.chat.system
             opening = [{"role": "system", "content": system}] if system else []
             prompt = [*opening, {"role": "user", "content": prompt}]
-        return prompt_tokens(self.tokenizer, prompt, self.context)
+        embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        vocabulary = int(embedding.weight.shape[0])
+        return prompt_tokens(self.tokenizer, prompt, self.context, vocabulary)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, without special ones."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmoe_cli.errors import UsageError
+from lmoe_cli.errors import InvalidFileError, UsageError
 from lmoe_cli.loadout.recipe import ChatSettings
 
 
@@ -90,8 +91,14 @@ class Chooser:
         Args:
             tokens: Prompt and answer so far.
             logits: Of the next token, (V,), any float dtype.
+
+        Raises:
+            InvalidFileError: The model computes no numbers.
         """
         scores = logits.to("cpu", torch.float32)[None]  # (1, V)
+        if not math.isfinite(float(scores.max())):
+            hint = "a weight is NaN, infinite or far too large: try smaller weights, or download the base again"
+            raise InvalidFileError("logits-not-finite", "the model's answer is NaN or infinity", hint=hint)
         if self._processors:
             scores = self._processors(torch.tensor([tokens]), scores)
         if self.sampling.temperature == 0:

@@ -139,9 +139,11 @@ def canonical(name: str) -> str:
 
 def _names(base: Base) -> list[str]:
     """Everything the base at hand may be called."""
-    names = [base.source.repository.name if isinstance(base.source, Remote) else base.ref]
+    names = [base.source.repository.name] if isinstance(base.source, Remote) else []
+    if base.ref.startswith("demo:"):
+        names.append(base.ref)
     if base.source.path:
-        names.append(str(base.source.path))
+        names.append(str(base.source.path.resolve()))  # a relative path looks like a repository's name
     claimed = base.config.get("_name_or_path")
     if isinstance(claimed, str) and claimed:
         names.append(claimed)

@@ -132,9 +132,59 @@ def test_force_replaces_a_model_but_no_other_folder(loadout, tmp_path):
     precious = tmp_path / "home"
     precious.mkdir()
     (precious / "letter.txt").write_text("keep me")
-    with pytest.raises(UsageError, match="not a model"):
+    with pytest.raises(UsageError, match="not a folder that lmoe baked"):
         bake_model(loadout, precious, force=True)
     assert (precious / "letter.txt").read_text() == "keep me"
+
+
+def test_force_does_not_replace_somebody_elses_project(loadout, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="not a folder that lmoe baked"):
+        bake_model(loadout, tmp_path, force=True)
+
+
+@pytest.mark.parametrize("bake", [bake_model, bake_adapter])
+@pytest.mark.parametrize("place", ["base", "base/inner", "one", "one/deep/er", "."])
+def test_what_a_loadout_is_made_of_is_never_written_over_or_into(tmp_path, bake, place):
+    own = case("qwen3", "lora")
+    for name, folder in (("base", own.base), ("one", own.one)):
+        shutil.copytree(folder, tmp_path / name)
+        (tmp_path / name / "bake-report.json").write_text("{}")  # even if it was once baked
+    loadout = Case(tmp_path / "base", tmp_path / "one", own.two).loadout(MIXED)
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    with pytest.raises(UsageError) as caught:
+        bake(loadout, tmp_path / place, force=True)
+    assert caught.value.code == "output-is-input"
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.self_attn.q_proj.weight"])
+def test_a_base_with_nan_is_not_baked_whether_experts_change_it_there_or_not(tmp_path, name):
+    from safetensors.torch import save_file
+
+    own = case("qwen3", "lora")
+    shutil.copytree(own.base, tmp_path / "base")
+    tensors = load_file(own.base / "model.safetensors")
+    tensors[name].view(-1)[-1] = float("nan")
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    loadout = Case(tmp_path / "base", own.one, own.two).loadout(MIXED)
+    with pytest.raises(LmoeError, match=f"the base's {name} holds NaN"):
+        bake_model(loadout, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_factors_whose_product_is_infinite_are_not_cut_to_a_rank(tmp_path):
+    from safetensors.torch import save_file
+
+    own = case("qwen3", "lora")
+    shutil.copytree(own.one, tmp_path / "one")
+    tensors = load_file(own.one / "adapter_model.safetensors")
+    for tensor in tensors.values():
+        tensor.view(-1)[0] = 3e38
+    save_file(tensors, tmp_path / "one" / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LmoeError, match="too large"):
+        bake_adapter(Case(own.base, tmp_path / "one", own.two).loadout(MIXED), tmp_path / "out", rank=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_weight_too_large_for_the_dtype_is_an_error_and_not_infinity(tmp_path):
