@@ -8,13 +8,16 @@
   - NetworkError            exit 5    no network, or a download that did not arrive whole
   - ResourceError           exit 6    no memory, or no room on the disk
 
-A bug ends with exit 70, an interrupt with 130. Every error has a stable code, explained in `codes.CODES`.
+A bug ends with exit 70, an interrupt with 130, another signal with 128 and its number. Every error has a stable code,
+explained in `codes.CODES`.
 """
 
 from __future__ import annotations
 
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128
+"""Plus the number of the signal that ended the program."""
 
 
 class LmoeError(Exception):

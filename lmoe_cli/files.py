@@ -6,15 +6,16 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import shutil
-import socket
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 
-from lmoe_cli.errors import AccessError, InvalidFileError, LmoeError, NotFoundError, ResourceError, UsageError
+from lmoe_cli.disk import NAME_A_FILE, abandoned, partial_name
+from lmoe_cli.disk import reading as reading
+from lmoe_cli.disk import writing as writing
+from lmoe_cli.errors import InvalidFileError, ResourceError, UsageError
 
 CHUNK = 8 << 20
 OURS = ("bake-report.json", "adapter_config.json", "config.json")
@@ -36,7 +37,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            raise InvalidFileError("file-too-large", f"{path}: {size} bytes, at most {limit}", where=str(path))
+            hint, message = "is it the right file?", f"{path}: {size} bytes, at most {limit}"
+            raise InvalidFileError("file-too-large", message, hint=hint, where=str(path))
         return file.read(limit)
 
 
@@ -46,52 +48,18 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     with reading(path):
         if not path.is_file() and path.exists():  # asked before it is opened: a pipe would wait for a writer
             kind = "a folder" if path.is_dir() else "a pipe or device"
-            raise InvalidFileError("not-a-file", f"{path}: is {kind}, not a file", where=str(path))
+            message = f"{path}: is {kind}, not a file"
+            raise InvalidFileError("not-a-file", message, hint=NAME_A_FILE, where=str(path))
         with path.open("rb") as file:
             yield file
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about reading ``path`` into errors a user can act on."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise NotFoundError("not-found", f"{path}: no such file", where=str(path)) from error
-    except IsADirectoryError as error:
-        raise InvalidFileError("not-a-file", f"{path}: is a folder, not a file", where=str(path)) from error
-    except PermissionError as error:
-        raise AccessError("unreadable", f"{path}: no permission to read it", where=str(path)) from error
-    except OSError as error:
-        raise _unusual(error, path, "read") from error
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about writing ``path`` into errors a user can act on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free some space or choose another place"
-            raise ResourceError("disk-full", f"{path}: the disk is full", hint=hint, where=str(path)) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise AccessError("not-writable", f"{path}: no permission to write there", where=str(path)) from error
-        raise _unusual(error, path, "write") from error
-
-
-def _unusual(error: OSError, path: Path, verb: str) -> LmoeError:
-    if error.errno == errno.ENOMEM:
-        return ResourceError("out-of-memory", f"{path}: not enough memory to {verb} it", where=str(path))
-    return InvalidFileError("bad-path", f"cannot {verb} {path}: {error.strerror or error}", where=str(path))
 
 
 def require_space(folder: Path, size: int) -> None:
     """Refuse before writing ``size`` bytes into a folder (or the nearest parent that exists) without room for them."""
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < size:
+    total, _, free = shutil.disk_usage(folder)
+    if total and free < size:  # what is no disk, such as /proc, says why when it is written to
         unit, name = (1e9, "GB") if size > 1e9 else (1e6, "MB")
         message = f"{folder}: {size / unit:.1f} {name} needed, {free / unit:.1f} {name} free"
         raise ResourceError("disk-full", message, hint="free some space or choose another place", where=str(folder))
@@ -114,7 +82,7 @@ def write_file(path: Path, data: bytes, *, force: bool = False, mode: int = 0o66
         raise _exists(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial_name(path)
+        partial = partial_name(path)
         try:
             with NewFile(partial, mode=mode) as file:
                 file.write(data)
@@ -139,12 +107,13 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         UsageError: ``target`` exists and ``force`` is not set, or it is not one that lmoe writes.
     """
     refuse_existing(target, force=force)
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
-        partial = _partial_name(target)
-        partial.mkdir()
+    partial = partial_name(target)
     try:
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for left in abandoned(target):
+                shutil.rmtree(left, ignore_errors=True)
+            partial.mkdir()
         yield partial
         with writing(target):
             _sync_tree(partial)
@@ -156,6 +125,9 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
 
 def refuse_existing(target: Path, *, force: bool) -> None:
     """Stop early when `new_folder` would refuse ``target``."""
+    if target.name in ("", ".."):
+        message = f"{target}: no name for a new folder"
+        raise UsageError("bad-path", message, hint="end it with a name of its own", where=str(target))
     if not os.path.lexists(target):
         return
     if not force:
@@ -264,35 +236,11 @@ def _exists(path: Path) -> UsageError:
     return UsageError("output-exists", f"{path}: exists already", hint=hint, where=str(path))
 
 
-def _partial_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.partial")
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Remove what a killed run on this machine left beside ``target``."""
-    prefix = f".{target.name}.{socket.gethostname()}."
-    for entry in target.parent.iterdir():
-        if entry.name.startswith(prefix) and entry.name.endswith(".partial"):
-            process = entry.name.removeprefix(prefix).split(".")[0]
-            if process.isdigit() and not _is_running(int(process)):
-                shutil.rmtree(entry, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _swap(partial: Path, target: Path) -> None:
     if not os.path.lexists(target):
         partial.rename(target)
     else:
-        aside = _partial_name(target)
+        aside = partial_name(target)
         target.rename(aside)
         try:
             partial.rename(target)

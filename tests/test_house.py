@@ -72,7 +72,7 @@ def test_every_command_is_listed_with_the_summary_its_own_help_begins_with():
     from click.testing import CliRunner
 
     from lmoe_cli.cli.inspect import KINDS
-    from lmoe_cli.cli.main import COMMANDS, lmoe
+    from lmoe_cli.cli.root import COMMANDS, lmoe
 
     listed = {(name,): entry for name, entry in COMMANDS.items()}
     listed |= {("inspect", name): entry for name, entry in KINDS.items()}

@@ -121,7 +121,10 @@ def _prompt(prompt: str | None, out: Output) -> str | None:
 
 
 def _piped() -> str:
-    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    from lmoe_cli.files import reading
+
+    with reading(Path("stdin")):
+        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
         raise UsageError("usage", f"more than {MAX_PROMPT_BYTES} bytes on stdin", hint="shorten the text")
     try:

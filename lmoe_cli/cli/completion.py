@@ -14,7 +14,7 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from lmoe_cli.cli.main import lmoe
+    from lmoe_cli.cli.root import lmoe
 
     found = get_completion_class(shell)
     assert found is not None, f"click knows {shell}"

@@ -1,91 +1,23 @@
-"""The root command: `lmoe`."""
+"""Where the program begins and ends."""
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from typing import NoReturn
 
-import click
-
-from lmoe_cli import __version__
-from lmoe_cli.cli.lazy import Entry, LazyGroup
-from lmoe_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, LmoeError, ResourceError, UsageError
-
-COMMANDS = {
-    "chat": Entry("lmoe_cli.cli.chat:chat", "Talk to a loadout, or answer one prompt."),
-    "pull": Entry("lmoe_cli.cli.pull:pull", "Download adapters, or what a recipe names, from the Hub."),
-    "ls": Entry("lmoe_cli.cli.store:ls", "List the adapters and loadouts on this machine."),
-    "rm": Entry("lmoe_cli.cli.store:rm", "Remove an adapter from this machine."),
-    "inspect": Entry("lmoe_cli.cli.inspect:inspect", "Say what an adapter, base or loadout is, from headers alone."),
-    "check": Entry("lmoe_cli.cli.check:check", "Check that the parts of recipes fit together."),
-    "init": Entry("lmoe_cli.cli.init:init", "Write a recipe for some adapters."),
-    "schema": Entry("lmoe_cli.cli.schema:schema", "Print the JSON Schema of recipes."),
-    "bake": Entry("lmoe_cli.cli.bake:bake", "Write a loadout as one ordinary model or adapter."),
-    "bench": Entry("lmoe_cli.cli.bench:bench", "Measure the speed of base, blend and folded blend, side by side."),
-    "completion": Entry("lmoe_cli.cli.completion:completion", "Print the shell completion script."),
-}
-
-
-@click.group(cls=LazyGroup, entries=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "-V", "--version", prog_name="lmoe")
-def lmoe() -> None:
-    """Compose LoRA adapters into one model that is several things at once.
-
-    \b
-    lmoe chat                        talk to the embedded battle-mage, offline
-    lmoe inspect adapter REF         what an adapter is, before downloading it
-    lmoe check RECIPE                whether the parts fit together
-    """  # noqa: D301 - click marks text to be left as it is with a backspace
+from lmoe_cli.errors import EXIT_INTERRUPTED
 
 
 def main() -> NoReturn:
-    """Run `lmoe`, turning the errors a user can cause into a line, a hint and an exit code."""
-    arguments = sys.argv[1:]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that is not in UTF-8 gets a question mark, not a crash
-    try:
-        try:
-            code = lmoe.main(arguments, prog_name="lmoe", standalone_mode=False)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except click.exceptions.Exit as error:
-            code = error.exit_code
-        except (click.Abort, KeyboardInterrupt):
-            _leave(LmoeError("interrupted", "interrupted"), arguments, EXIT_INTERRUPTED)
-        except Exception as error:
-            if "--debug" in arguments and not isinstance(error, click.ClickException):
-                raise
-            told = _told(error)
-            _leave(told, arguments, EXIT_BUG if told.code == "bug" else told.exit_code)
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+    """Run the command line of this process and leave with its exit code."""
+    try:  # what loads the modules can be interrupted too
+        from lmoe_cli.cli.process import standard_streams, terminable
+        from lmoe_cli.cli.root import run, unwritten
 
-
-def _told(error: Exception) -> LmoeError:
-    """Any exception as an error for the user; one that nobody foresaw is a bug."""
-    if isinstance(error, LmoeError):
-        return error
-    if isinstance(error, click.ClickException):
-        context = error.ctx if isinstance(error, click.UsageError) else None
-        hint = f"{context.command_path} --help" if context else "lmoe --help"
-        return UsageError("usage", error.format_message(), hint=hint)
-    # torch's own error is known by name, because torch may not be loaded here
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
-        hint = "use a smaller base, --quantize nf4, or another machine"
-        return ResourceError("out-of-memory", "not enough memory", hint=hint)
-    message = f"a bug in lmoe: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return LmoeError("bug", message, hint="run it again with --debug and report what it prints")
-
-
-def _leave(error: LmoeError, arguments: list[str], code: int) -> NoReturn:
-    from lmoe_cli.cli.output import show_error
-
-    command = next((argument for argument in arguments if not argument.startswith("-")), "lmoe")
-    show_error(error, command=command, as_json="--json" in arguments)
+        arguments = sys.argv[1:]
+        with standard_streams() as stdout, terminable():
+            code = run(arguments)
+            code = unwritten(stdout, code)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
     sys.exit(code)

@@ -18,7 +18,7 @@ import tiny_tokenizer
 from click.testing import CliRunner
 
 from lmoe_cli.cli.chat import EMBEDDED
-from lmoe_cli.cli.main import lmoe as command
+from lmoe_cli.cli.root import lmoe as command
 from lmoe_cli.loadout.parse import read_recipe
 from lmoe_cli.source import DEMO
 

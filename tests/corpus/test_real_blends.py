@@ -18,7 +18,7 @@ import lmoe_cli
 from lmoe_cli.bake.adapter import bake_adapter
 from lmoe_cli.bake.model import bake_model
 from lmoe_cli.check import check
-from lmoe_cli.cli.main import lmoe
+from lmoe_cli.cli.root import lmoe
 from lmoe_cli.engine.build import start
 from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.recipe import Recipe

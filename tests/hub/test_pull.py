@@ -218,7 +218,7 @@ def test_a_full_disk_is_said_so(served, environment, lmoe, monkeypatch):
 
 LIGHT = """
 import sys
-from lmoe_cli.cli.main import lmoe
+from lmoe_cli.cli.root import lmoe
 for words in ("pull acme/lora --with-base", "inspect adapter acme/lora", "ls", "rm acme/lora -y"):
     lmoe.main(words.split(), standalone_mode=False)
 heavy = {"torch", "transformers", "peft", "numpy", "safetensors"} & set(sys.modules)
