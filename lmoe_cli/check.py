@@ -11,6 +11,7 @@ from typing import Any
 
 from lmoe_cli.adapter.names import HEADS
 from lmoe_cli.adapter.summary import quantization_in_name
+from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.findings import Finding, RefusedError, errors, finding
 from lmoe_cli.loadout.identity import Match, canonical, compare, same
@@ -95,10 +96,23 @@ def _about_base(loadout: Loadout, *, trust_remote_code: bool) -> Iterator[Findin
     if base.quantization:
         message = f"{base.ref}: stored quantised ({base.quantization}); it runs, but cannot be folded or baked"
         yield finding("base-quantized", base.ref, message)
+    else:
+        yield from _dtypes(loadout)
     if not base.has_tokenizer:
         yield finding("tokenizer-missing", base.ref, f"{base.ref}: no tokenizer, so it cannot chat")
     elif base.chat_template is None:
         yield finding("template-missing", base.ref, f"{base.ref}: no chat template; text is continued as it is")
+
+
+def _dtypes(loadout: Loadout) -> Iterator[Finding]:
+    """Weights that experts change must be floating-point numbers that are computed with."""
+    stored = loadout.base.stored
+    strange = [target for target in loadout.by_target if stored[target.tensor].info.dtype not in FLOATS]
+    if strange:
+        kinds = ", ".join(sorted({stored[target.tensor].info.dtype for target in strange}))
+        message = f"{loadout.base.ref}: {_named(target.module for target in strange)} stored as {kinds}"
+        hint = f"name a base whose weights are {', '.join(FLOATS.values())}"
+        yield finding("base-dtype-unsupported", loadout.base.ref, message, hint)
 
 
 def _about_expert(loadout: Loadout, expert: Expert) -> Iterator[Finding]:

@@ -48,9 +48,7 @@ FILES = {
     "too-many-files": _error("The folder holds more files than an adapter or model can.", "Name its own folder."),
     "output-exists": _error("What should be written exists.", "Choose another name, or replace it with `--force`."),
     "output-not-ours": _error("`--force` would replace a folder that lmoe did not bake.", "Choose another `--out`."),
-    "output-is-input": _error(
-        "A bake would write over, into or around a folder of its own loadout.", "Choose another `--out`."
-    ),
+    "output-is-input": _error("A bake would replace a folder of its own loadout.", "Choose another `--out`."),
     "disk-full": _error("There is no room. Nothing half-written is left.", "Free some space."),
     "out-of-memory": _error("There is not enough memory.", "Use a smaller base, `--quantize`, or another machine."),
     "json-invalid": _error("Not JSON, a key twice, nested too deep, or a number that is none.", AGAIN),
@@ -125,6 +123,10 @@ BASES = {
     "base-invalid": _error("Its `config.json` does not describe a model.", AGAIN),
     "base-weights-missing": _error("There is a config but no safetensors.", "Save it as safetensors first."),
     "base-quantized": _note("The base is stored quantised. It runs under a blend, but cannot be folded or baked."),
+    "base-dtype-unsupported": _error(
+        "Experts change weights that are stored as no float16, bfloat16, float32 or float64.",
+        "Name the model's unquantised weights as base.",
+    ),
     "remote-code": _error("The base asks to run code of its own.", "Read that code, then `--trust-remote-code`."),
     "tokenizer-missing": _warning("The base has no tokenizer, so it cannot chat.", "Add its tokenizer files."),
     "template-missing": _note("The base has no chat template: text is continued as it is."),

@@ -19,7 +19,7 @@ from lmoe_cli.loadout.base import STEM
 from lmoe_cli.loadout.loadout import Loadout
 
 SPARE = 1 << 20
-"""Bytes of configs and report that a bake needs beside its weights."""
+"""Bytes that the report and the index need."""
 
 Verify = Callable[[Path], dict[str, Any]]
 """Compares a baked folder with the live blend; raises where they differ, tells what it saw."""
@@ -63,7 +63,8 @@ def bake_model(
     refuse_out(loadout, out, force=force)
     settings = loadout.recipe.bake
     plan = make_plan(loadout, dtype or settings.dtype, shard_size)
-    files.require_space(out.parent, plan.size + SPARE)
+    beside = sum(loadout.base.source.sizes[name] for name in loadout.base.side_files)
+    files.require_space(out.parent, plan.size + beside + SPARE)
     begin(plan)
     weights = {expert.name: expert.weight for expert in loadout.experts}
     with files.new_folder(out, force=force) as folder:
@@ -79,7 +80,7 @@ def bake_model(
 
 
 def refuse_out(loadout: Loadout, out: Path, *, force: bool) -> None:
-    """Refuse to write over, into or around what a loadout is made of.
+    """Refuse to replace what a loadout is made of, or a folder around it.
 
     Raises:
         UsageError: That would be so, or ``out`` exists and may not be replaced.
@@ -88,7 +89,7 @@ def refuse_out(loadout: Loadout, out: Path, *, force: bool) -> None:
     sources = (loadout.base.source, *(expert.adapter.source for expert in loadout.experts))
     for source in sources:
         path = source.path.resolve() if source.path else None
-        if path and (here == path or here in path.parents or path in here.parents):
+        if path and (here == path or here in path.parents):
             hint = "choose an --out that is no folder of the loadout"
             raise UsageError(
                 "output-is-input", f"{out}: the loadout's {source.ref} is there", hint=hint, where=str(out)

@@ -22,7 +22,7 @@ ROW_BLOCK_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class Delta:
-    """What one expert does to one matrix W (d_out, d_in), with its own scaling folded in. All float32."""
+    """What one expert does to one matrix W (d_out, d_in), with its own scaling folded in. Float32 but for ``saved``."""
 
     a: Tensor | None = None
     """A, (R, d_in)."""
@@ -33,7 +33,7 @@ class Delta:
     column: Tensor | None = None
     """kappa, (d_in,): l - 1 for IA3 on inputs."""
     saved: Tensor | None = None
-    """S, the matrix the expert brings in place of W, laid out as W is stored."""
+    """S, the matrix the expert brings in place of W, laid out as W is stored, in the dtype it was saved in."""
     bias: Tensor | None = None
     """Change of the bias, (d_out,)."""
 

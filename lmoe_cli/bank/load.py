@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lmoe_cli.bank.delta import Delta, Term
+from lmoe_cli.bank.delta import ROW_BLOCK_ELEMENTS, Delta, Term
 from lmoe_cli.bank.variants.ia3 import ia3_delta
 from lmoe_cli.bank.variants.loha import loha_delta
 from lmoe_cli.bank.variants.lokr import lokr_delta
@@ -67,7 +67,10 @@ class ExpertWeights:
 
     def _role(self, item: Assignment, role: str) -> Tensor:
         shared = self.expert.adapter.shared
-        tensor = self._read(item.part.tensors[role] if role in item.part.tensors else shared[role])
+        stored = item.part.tensors[role] if role in item.part.tensors else shared[role]
+        tensor = self._read(stored)
+        if role != "saved_weight":  # as large as the base's own: converted a few rows at a time
+            tensor = tensor.to(torch.float32)
         if item.part.experts > 1:
             rank, number = item.part.rank, item.expert
             if role == "lora_A":  # (experts x r, d_in): the rank runs fastest
@@ -79,8 +82,8 @@ class ExpertWeights:
         return tensor
 
     def _read(self, stored: Stored) -> Tensor:
-        tensor = self._reader.tensor(stored.name).to(torch.float32)
-        if not torch.isfinite(tensor).all():
+        tensor = self._reader.tensor(stored.name)
+        if not all(torch.isfinite(rows).all() for rows in tensor.reshape(-1).split(ROW_BLOCK_ELEMENTS)):  # type: ignore[no-untyped-call]
             where = f"{self.expert.name}: {stored.name}"
             hint = "the adapter diverged in training or was damaged"
             raise InvalidFileError("weights-not-finite", f"{where} holds NaN or infinity", hint=hint, where=where)

@@ -142,7 +142,9 @@ def _folder(base: Base) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="lmoe-") as temporary:
         for name in base.files:
-            Path(temporary, name).symlink_to((path / name).resolve())
+            link = Path(temporary, name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((path / name).resolve())
         yield Path(temporary)
 
 

@@ -196,7 +196,7 @@ class Engine:
         settings = getattr(self.model, "generation_config", None)
         found = getattr(settings, "eos_token_id", None)
         named = found if isinstance(found, list) else [found]
-        return frozenset(token for token in [*named, self.tokenizer.eos_token_id] if token is not None)
+        return frozenset(token for token in [*named, self.tokenizer.eos_token_id] if isinstance(token, int))
 
     @property
     def has_template(self) -> bool:

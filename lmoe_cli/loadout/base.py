@@ -19,6 +19,9 @@ from lmoe_cli.strict_json import parse_object
 
 STEM = "model"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_SIDE_BYTES = 256 << 20
+"""Of a tokenizer, a licence and the like; the largest real ones have some tens of megabytes."""
+GENERATION = "generation_config.json"
 SIDE_FILES = (
     "config.json", "generation_config.json", "*processor_config.json", "special_tokens_map.json",
     "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model",
@@ -67,10 +70,22 @@ class Base:
     def vocab_size(self) -> int | None:
         """Rows of the input embedding."""
         name = self.layout.embedding
-        if name is not None:
+        if name is not None and self.stored[name].info.shape:
             return self.stored[name].info.shape[0]
-        size = self.text_config.get("vocab_size")
-        return size if isinstance(size, int) else None
+        return self._number("vocab_size")
+
+    def _number(self, *names: str) -> int | None:
+        """A whole number of the config, under the first of its names that there is."""
+        found = next((self.text_config[name] for name in names if name in self.text_config), None)
+        return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+    @property
+    def layers(self) -> int | None:
+        return self._number("num_hidden_layers", "n_layer", "num_layers")
+
+    @property
+    def hidden_size(self) -> int | None:
+        return self._number("hidden_size", "n_embd", "d_model")
 
     @property
     def is_tied(self) -> bool:
@@ -157,26 +172,32 @@ def read_base(source: Source) -> Base:
     config = parse_object(source.read("config.json", MAX_CONFIG_BYTES), where, nonfinite=True)
     if not isinstance(config.get("model_type"), str):
         raise InvalidFileError("base-invalid", f"{where}: it names no model_type", where=where)
+    if source.has(GENERATION):
+        parse_object(source.read(GENERATION, MAX_CONFIG_BYTES), source.where(GENERATION), nonfinite=True)
     stored = stored_tensors(source, STEM)
     if not stored:
         pickled = any(name.startswith("pytorch_model") for name in source.sizes)
         hint = "save it as safetensors with transformers first" if pickled else "the download may be incomplete"
         message = f"{source.ref}: no model.safetensors and no index of shards"
         raise NotFoundError("base-weights-missing", message, hint=hint, where=source.ref)
-    return Base(source, config, stored)
+    base = Base(source, config, stored)
+    for name in base.side_files:
+        if source.sizes[name] > MAX_SIDE_BYTES:
+            message = f"{source.where(name)}: {source.sizes[name]:,} bytes, at most {MAX_SIDE_BYTES:,} are read"
+            raise InvalidFileError("file-too-large", message, hint="it is damaged", where=source.where(name))
+    return base
 
 
 def summary(base: Base) -> dict[str, Any]:
     """What ``lmoe inspect base --json`` tells, under ``data``."""
-    settings = base.text_config
     return {
         "ref": base.ref,
         "revision": base.source.revision,
         "path": str(base.source.path) if base.source.path else None,
         "model_type": base.model_type,
         "architecture": base.architecture,
-        "layers": settings.get("num_hidden_layers", settings.get("n_layer")),
-        "hidden_size": settings.get("hidden_size", settings.get("n_embd")),
+        "layers": base.layers,
+        "hidden_size": base.hidden_size,
         "vocab_size": base.vocab_size,
         "tied_embeddings": base.is_tied,
         "quantization": base.quantization,

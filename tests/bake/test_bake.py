@@ -144,8 +144,8 @@ def test_force_does_not_replace_somebody_elses_project(loadout, tmp_path):
 
 
 @pytest.mark.parametrize("bake", [bake_model, bake_adapter])
-@pytest.mark.parametrize("place", ["base", "base/inner", "one", "one/deep/er", "."])
-def test_what_a_loadout_is_made_of_is_never_written_over_or_into(tmp_path, bake, place):
+@pytest.mark.parametrize("place", ["base", "one", "."])
+def test_what_a_loadout_is_made_of_is_never_written_over(tmp_path, bake, place):
     own = case("qwen3", "lora")
     for name, folder in (("base", own.base), ("one", own.one)):
         shutil.copytree(folder, tmp_path / name)

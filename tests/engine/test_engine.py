@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
+from pathlib import Path
 
 import peft
 import pytest
@@ -10,8 +13,10 @@ import tiny
 import torch
 from laws.cases import assert_close, base, case
 
+import lmoe_cli.demo
 from lmoe_cli.engine.build import start
-from lmoe_cli.errors import UsageError
+from lmoe_cli.engine.prompt import prompt_tokens
+from lmoe_cli.errors import InvalidFileError, LmoeError, UsageError
 from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.recipe import Recipe
 
@@ -97,3 +102,31 @@ def test_an_answer_is_refused_while_rows_have_gates_of_their_own():
     engine.set_gates([[1.0], [0.0]])
     with pytest.raises(ValueError, match="rows of gates"):
         engine.stream("Hello")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"attention_bias": None}, {"head_dim": 0}, {"num_attention_heads": 0}, {"pad_token_id": 9999999},
+        {"vocab_size": 0}, {"num_hidden_layers": 10**6}, {"rms_norm_eps": float("nan")},
+        {"hidden_act": "nonsense"}, {"layer_types": []}, {"hidden_size": 33}, {"tie_word_embeddings": "x"},
+    ],
+)  # fmt: skip
+def test_a_wrong_config_of_a_base_is_told_and_is_no_bug(tmp_path, wrong):
+    shutil.copytree(Path(lmoe_cli.demo.__file__).parent / "adventurer", tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    recipe = Recipe.model_validate({"base": str(tmp_path / "base"), "experts": {}})
+    with pytest.raises(LmoeError):
+        start(resolve(recipe, "a test"), device="cpu").generate("hi", temperature=0, max_new_tokens=2)
+
+
+def test_a_tokenizer_of_another_model_is_told(tmp_path):
+    class Tokenizer:
+        chat_template = None
+
+        def __call__(self, text):
+            return {"input_ids": [1, 500]}
+
+    with pytest.raises(InvalidFileError, match="token 500, and the base knows 96"):
+        prompt_tokens(Tokenizer(), [{"role": "user", "content": "hi"}], 100, 96)

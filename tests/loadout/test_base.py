@@ -9,10 +9,12 @@ import pytest
 import tiny
 import torch
 from laws.cases import case
+from safetensors.torch import load_file, save_file
 
 from lmoe_cli.bake.model import bake_model
 from lmoe_cli.engine.build import start
-from lmoe_cli.loadout.base import read_base
+from lmoe_cli.errors import InvalidFileError
+from lmoe_cli.loadout.base import read_base, summary
 from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.recipe import Recipe
 from lmoe_cli.source import Folder
@@ -54,6 +56,30 @@ def test_a_template_in_a_folder_of_its_own_is_baked(folder, tmp_path):
     loadout = resolve(Recipe.model_validate({"base": str(folder), "experts": {}}), "a test")
     bake_model(loadout, tmp_path / "out")
     assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ messages }}"
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": 1, "a": 2}', "[]", "\xff"])
+def test_generation_settings_that_are_no_json_are_refused(folder, text):
+    (folder / "generation_config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InvalidFileError, match="generation_config"):
+        read_base(Folder("base", folder))
+
+
+def test_a_huge_side_file_is_refused_before_it_is_read(folder):
+    with (folder / "tokenizer.json").open("wb") as file:
+        file.truncate(20 << 30)  # takes no room on the disk
+    with pytest.raises(InvalidFileError, match=r"tokenizer\.json: 21,474,836,480 bytes"):
+        read_base(Folder("base", folder))
+
+
+def test_an_embedding_without_a_shape_and_numbers_that_are_none_are_told_as_unknown(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": float("nan"), "vocab_size": "many"}))
+    tensors = load_file(folder / "model.safetensors") | {"model.embed_tokens.weight": torch.tensor(1.0)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    told = summary(read_base(Folder("base", folder)))
+    assert told["layers"] is None
+    assert told["vocab_size"] is None
 
 
 def test_a_tokenizer_may_name_code_of_its_own(folder):

@@ -123,6 +123,26 @@ def test_a_base_known_only_by_a_folder_is_a_warning(parts):
     assert "base-unconfirmed" in codes(report)
 
 
+def test_weights_that_are_no_floats_are_an_error_where_experts_change_them(parts):
+    path = parts / "base" / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, path, metadata={"format": "pt"})
+    assert "base-dtype-unsupported" in {item.code for item in found(parts).findings if item.severity == "error"}
+
+
+def test_the_verdict_does_not_depend_on_the_working_directory(parts, monkeypatch):
+    edit(parts / "one" / "adapter_config.json", base_model_name_or_path="demo:adventurer")
+    experts = {"one": {"adapter": "./one"}}
+    seen = set()
+    for folder, where in ((parts, "./base"), (parts.parent, f"{parts.name}/base"), (parts, str(parts / "base"))):
+        monkeypatch.chdir(folder)
+        adapter = experts if folder == parts else {"one": {"adapter": f"{parts.name}/one"}}
+        report = check(resolve(Recipe.model_validate({"base": where, "experts": adapter}), "a test"))
+        seen.add(tuple(item.code for item in report.findings))
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("known_as", ["twin", "base"])
 def test_the_weights_decide_where_the_named_base_is_a_folder_on_this_machine(parts, known_as):
     trained_on = parts / "elsewhere" / known_as

@@ -33,4 +33,4 @@ def saved_matrix(contents: Contents) -> Tensor | None:
     """A copy of the base's matrix that PEFT stored beside a low-rank delta; None where it is the base's own."""
     saved = contents.read("saved_weight")
     stored = contents.weight().T if contents.transposed else contents.weight()
-    return None if torch.equal(saved, stored) else saved
+    return None if torch.equal(saved.to(stored.dtype), stored) else saved

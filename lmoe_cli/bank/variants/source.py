@@ -13,7 +13,7 @@ class Contents:
     """The tensors of one part of an adapter, and the matrix of the base that it changes."""
 
     read: Callable[[str], Tensor]
-    """Role → tensor, float32, finite; of stacked experts only the one at hand."""
+    """Role → tensor, finite; of stacked experts only the one at hand. Float32, but for ``saved_weight``: as stored."""
     has: Callable[[str], bool]
     scaling: float
     """s, dimensionless."""
