@@ -11,7 +11,7 @@ with rho and kappa as diagonals. Every experts' terms add up; factors are never 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -68,11 +68,6 @@ class Term:
     """With the recipe's factor for this matrix folded in, but for a saved matrix."""
     factor: float = 1.0
     """The recipe's factor for a saved matrix. Dimensionless."""
-
-    def gated(self, gate: float) -> list[tuple[float, Delta]]:
-        """Gates and deltas as `update` adds them up."""
-        rest = [(gate, replace(self.delta, saved=None))]
-        return rest if self.delta.saved is None else [*rest, (gate * self.factor, Delta(saved=self.delta.saved))]
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,7 @@ def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float]) -> Fo
 
 
 def _part(tree: Tree, terms: Terms, target: Target, place: Location, gates: Sequence[float]) -> _Part:
-    found = terms.at(target, partial(tree.weight, place), partial(tree.bias, place))
-    gated = [pair for term in found for pair in term.gated(gates[term.expert])]
+    gated = terms.gated(target, partial(tree.weight, place), partial(tree.bias, place), gates)
     return _Part(target, place, gated, update(gated, transposed=tree.is_transposed(place)))
 
 
