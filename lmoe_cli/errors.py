@@ -14,6 +14,8 @@ explained in `codes.CODES`.
 
 from __future__ import annotations
 
+from lmoe_cli.readable import readable
+
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_SIGNAL = 128
@@ -25,7 +27,7 @@ class LmoeError(Exception):
 
     Args:
         code: Stable name of the kind of problem, such as ``"header-truncated"``; a key of `codes.CODES`.
-        message: What is wrong, naming the thing and the value that was seen.
+        message: What is wrong, naming the thing and the value that was seen, however long; it is kept `readable`.
         hint: What to do next, as a command or an edit. Printed on its own line.
         where: File, repository or place in one, for machine-readable output.
     """
@@ -33,10 +35,10 @@ class LmoeError(Exception):
     exit_code = 1
 
     def __init__(self, code: str, message: str, *, hint: str = "", where: str = "") -> None:
-        super().__init__(message)
         self.code = code
-        self.message = message
-        self.hint = hint
+        self.message = readable(message)
+        self.hint = readable(hint)
+        super().__init__(self.message)
         self.where = where
 
 

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 
 from lmoe_cli.codes import CODES, Severity
 from lmoe_cli.errors import LmoeError
+from lmoe_cli.readable import MAX_TEXT, readable, shortened
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem or a remark, with the place it is about."""
+    """A problem or a remark, with the place it is about. Its texts are kept `readable`."""
 
     code: str
     """Key of `codes.CODES`; stable between versions."""
@@ -21,6 +22,11 @@ class Finding:
     message: str
     hint: str = ""
     """What to do next; empty when there is nothing to do."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", shortened(self.where, MAX_TEXT))
+        object.__setattr__(self, "message", readable(self.message))
+        object.__setattr__(self, "hint", readable(self.hint))
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lmoe_cli.cli import params
-from lmoe_cli.cli.output import Output, show_finding, size
+from lmoe_cli.cli.output import Output, show_findings, size
 from lmoe_cli.findings import Finding, RefusedError, errors
 
 
@@ -72,9 +72,8 @@ def _show(out: Output, origin: str, report: Any, findings: tuple[Finding, ...], 
             click.echo(annotation(origin, item), err=out.as_json)
     if out.as_json:
         return
-    for item in findings:
-        if not github and (item.severity != "note" or out.verbose or not out.quiet):
-            show_finding(item)
+    if not github:
+        show_findings([item for item in findings if item.severity != "note" or out.verbose or not out.quiet])
     if report.pairs and not out.quiet:
         rows = [
             (f"{pair.first} + {pair.second}", pair.shared, f"{pair.overlap:.0%}", pair.same_base, pair.same_rank)

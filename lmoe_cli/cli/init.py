@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lmoe_cli.cli import params
-from lmoe_cli.cli.output import Output, show_finding
+from lmoe_cli.cli.output import Output, show_findings
 from lmoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def init(file: Path, adapters: tuple[str, ...], base: str | None, force: bool, t
     write_file(file, recipe_text(recipe).encode(), force=force)
     findings = [item for adapter in found for item in adapter.findings]
     if not out.as_json:
-        for item in findings:
-            show_finding(item)
+        show_findings(findings)
     out.say(f"{file}: {len(experts)} experts on {chosen}; next: lmoe check {file}")
     out.finish({"file": str(file), "recipe": recipe.model_dump(mode="json", exclude_defaults=True)}, findings)
 

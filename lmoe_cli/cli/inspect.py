@@ -9,7 +9,7 @@ import click
 
 from lmoe_cli.cli import params
 from lmoe_cli.cli.lazy import Entry, LazyGroup
-from lmoe_cli.cli.output import Output, count, show_finding, size
+from lmoe_cli.cli.output import Output, count, show_findings, size
 from lmoe_cli.findings import Finding
 
 KINDS = {
@@ -70,8 +70,7 @@ def show_adapter(out: Output, facts: dict[str, Any], findings: tuple[Finding, ..
         ("supported", "yes" if facts["supported"] else "no"),
     ]
     out.facts(facts["ref"], [(name, value) for name, value in told if value])
-    for item in findings:
-        show_finding(item)
+    show_findings(findings)
 
 
 def _number(value: float | None) -> str | None:

@@ -13,10 +13,14 @@ import click
 
 from lmoe_cli.errors import LmoeError
 from lmoe_cli.findings import Finding, RefusedError, from_error
+from lmoe_cli.readable import MAX_TEXT, shortened, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+MAX_FINDINGS = 20
+STEERING = {number: f"\\u{number:04x}" for number in range(0x7F, 0xA0)}
+"""Control characters that JSON lets pass as they are."""
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
@@ -33,15 +37,13 @@ class Output:
     def say(self, text: str) -> None:
         """Tell a person how it goes; never part of the result."""
         if not self.quiet:
-            click.echo(text, err=True)
+            click.echo(visible(text), err=True)
 
     def warn(self, findings: Iterable[Finding]) -> None:
         """Tell warnings, and notes where more was asked for, of a command that goes on."""
         if self.as_json or self.quiet:
             return
-        for item in findings:
-            if item.severity != "note" or self.verbose:
-                show_finding(item)
+        show_findings([item for item in findings if item.severity != "note" or self.verbose])
 
     def show(self, *rendered: RenderableType) -> None:
         """Print part of the result for a person to read."""
@@ -66,7 +68,9 @@ class Output:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=_escape(title) or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+        )
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
@@ -102,7 +106,7 @@ def _cell(value: Any) -> str:
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape(visible(shortened(text, MAX_TEXT)))
 
 
 def print_document(command: str, data: Any, findings: Sequence[Finding], *, ok: bool) -> None:
@@ -113,11 +117,20 @@ def print_document(command: str, data: Any, findings: Sequence[Finding], *, ok: 
         "data": data,
         "findings": [item.as_dict() for item in findings],
     }
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
+    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
+    click.echo(text.translate(STEERING))
 
 
-def show_finding(item: Finding) -> None:
-    """Print a finding to stderr: severity and code, where and what, and what to do."""
+def show_findings(findings: Sequence[Finding]) -> None:
+    """Print findings to stderr, as many as somebody reads."""
+    for item in findings[:MAX_FINDINGS]:
+        _show_finding(item)
+    if len(findings) > MAX_FINDINGS:
+        click.echo(f"and {len(findings) - MAX_FINDINGS} more; --json tells all", err=True)
+
+
+def _show_finding(item: Finding) -> None:
+    """Severity and code, where and what, and what to do."""
     colour = not os.environ.get("NO_COLOR") and sys.stderr.isatty()
     label = click.style(f"{item.severity}[{item.code}]", fg=COLOURS[item.severity], bold=True) if colour else None
     click.echo(f"{label or f'{item.severity}[{item.code}]'}: {item.message}", err=True, color=colour)
@@ -131,8 +144,7 @@ def show_error(error: LmoeError, *, command: str, as_json: bool) -> None:
     if as_json:
         print_document(command, None, findings, ok=False)
         return
-    for item in findings:
-        show_finding(item)
+    show_findings(findings)
     if isinstance(error, RefusedError):
         click.echo(str(error), err=True)
 
