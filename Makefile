@@ -21,7 +21,7 @@ check: $(VENV)/.check  ## layout, mistakes, types and the direction of imports
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.docs  ## the documentation site, into site/
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 picture: $(VENV)/.docs  ## docs/chat.svg, drawn from the running program
 	$(BIN)/python docs/picture.py
