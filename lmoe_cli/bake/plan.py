@@ -18,7 +18,7 @@ from lmoe_cli.loadout.base import STEM, Base
 from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
 
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)i?[bB]?\Z")
+SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kKmMgG]?)i?[bB]?\Z")
 STORED_AS = {name: dtype for dtype, name in FLOATS.items()}
 
 

@@ -74,7 +74,7 @@ class Repl:
         self.screen.print("")
 
     def _accept(self, buffer: Buffer) -> bool:
-        line = buffer.text
+        line = buffer.text.encode(errors="replace").decode()  # a terminal may send bytes that are no text
         if acts_at_once(line):
             self._echo(line)
             self._show(handle(self.session, line))

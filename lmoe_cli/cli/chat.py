@@ -39,8 +39,10 @@ def sampling(function: F) -> F:
     @click.option("--repetition-penalty", type=float, metavar="R", help="Divides the logits of tokens that occurred.")
     @click.option("--max-new-tokens", type=int, metavar="N", help="Longest answer.")
     @click.option("--seed", type=int, metavar="N", help="Makes sampled answers repeatable.")
-    @click.option("--system", metavar="TEXT", help="System message that opens the conversation.")
-    @click.option("--stop", multiple=True, metavar="TEXT", help="A text that ends an answer; may be repeated.")
+    @click.option("--system", type=params.TEXT, metavar="TEXT", help="System message that opens the conversation.")
+    @click.option(
+        "--stop", multiple=True, type=params.TEXT, metavar="TEXT", help="A text that ends an answer; repeatable."
+    )
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         names = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed", "system", "stop")
@@ -66,7 +68,7 @@ class Placing:
 @click.command()
 @click.option("--loadout", type=click.Path(path_type=Path), metavar="FILE", help="Recipe; the embedded battle-mage.")
 @params.blend
-@click.option("--prompt", metavar="TEXT", help="Answer this once; so does text on stdin.")
+@click.option("--prompt", type=params.TEXT, metavar="TEXT", help="Answer this once; so does text on stdin.")
 @sampling
 @click.option("--device", help="cpu, cuda, cuda:1, mps; the best there is when left out.")
 @click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the weights.")

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--from", "adapters", multiple=True, required=True, metavar="REF", help="An adapter; may be repeated.")
-@click.option("--base", metavar="REF", help="The base; the one that the adapters name when left out.")
+@click.option(
+    "--from", "adapters", multiple=True, required=True, type=params.TEXT, metavar="REF", help="An adapter; repeatable."
+)
+@click.option("--base", type=params.TEXT, metavar="REF", help="The base; the one that the adapters name when left out.")
 @params.force
 @params.token
 @params.output
@@ -30,6 +32,8 @@ def init(file: Path, adapters: tuple[str, ...], base: str | None, force: bool, t
     Only their configs and headers are read. Each becomes an expert of equal weight, named after its folder or
     repository.
     """
+    from pydantic import ValidationError
+
     from lmoe_cli.adapter.soundness import inspect_adapter
     from lmoe_cli.files import write_file
     from lmoe_cli.loadout.recipe import ExpertEntry, Recipe
@@ -42,7 +46,13 @@ def init(file: Path, adapters: tuple[str, ...], base: str | None, force: bool, t
         entry = ExpertEntry(adapter=_kept(adapter.ref, file), weight=round(1 / len(found), 2))
         experts[_name(adapter.ref, experts)] = entry
     chosen = base or _base(found)
-    recipe = Recipe(name=file.stem, base=_kept(chosen, file), experts=experts)
+    try:
+        recipe = Recipe(name=file.stem, base=_kept(chosen, file), experts=experts)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        message = f"{file}: {first['loc'][0]}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        hint = "call the file something else" if first["loc"][0] == "name" else "a recipe cannot hold that"
+        raise UsageError("usage", message, hint=hint, where=str(file)) from error
     write_file(file, recipe_text(recipe).encode(), force=force)
     findings = [item for adapter in found for item in adapter.findings]
     if not out.as_json:

@@ -41,6 +41,21 @@ def output(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
+class Text(click.ParamType):  # type: ignore[type-arg]
+    """Words for a model, a file or the Hub, which are Unicode; arguments of a process are bytes that may not be."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            self.fail(f"character {error.start + 1} of '{text}' is not UTF-8", param, ctx)
+        return text
+
+
+TEXT = Text()
 revision = click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub repository.")
 token = click.option("--token", metavar="TOKEN", help="Hub token; the stored one when left out.")
 force = click.option("--force", is_flag=True, help="Replace what stands at --out.")
@@ -63,9 +78,13 @@ class Blend:
 def blend(function: F) -> F:
     """Add ``--base --expert --accept-base`` and pass the `Blend` they make as ``blend``."""
 
-    @click.option("--base", metavar="REF", help="Base model, for a blend without a recipe.")
-    @click.option("--expert", "experts", multiple=True, metavar="NAME=REF[:WEIGHT]", help="An expert on --base.")
-    @click.option("--accept-base", multiple=True, metavar="NAME", help="Accept experts trained on this other base.")
+    @click.option("--base", type=TEXT, metavar="REF", help="Base model, for a blend without a recipe.")
+    @click.option(
+        "--expert", "experts", multiple=True, type=TEXT, metavar="NAME=REF[:WEIGHT]", help="An expert on --base."
+    )
+    @click.option(
+        "--accept-base", multiple=True, type=TEXT, metavar="NAME", help="Accept experts trained on this other base."
+    )
     @functools.wraps(function)
     def wrapped(
         *args: Any, base: str | None, experts: tuple[str, ...], accept_base: tuple[str, ...], **kwargs: Any

@@ -23,7 +23,7 @@ def choose_device(name: str | None = None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # some devices only have shapes, no numbers
     except (RuntimeError, AssertionError) as error:
         hint = "cpu, cuda, cuda:0, mps"
         raise UsageError("device-unknown", f"no device '{name}' here", hint=hint) from error

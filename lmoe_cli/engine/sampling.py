@@ -12,6 +12,9 @@ from torch import Tensor
 from lmoe_cli.errors import InvalidFileError, UsageError
 from lmoe_cli.loadout.recipe import ChatSettings
 
+COLDEST = torch.finfo(torch.float32).tiny
+"""Temperature below which float32 cannot divide. Long before, only the most likely token is left to choose."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -73,17 +76,20 @@ class Chooser:
             self._generator.seed()
         else:
             self._generator.manual_seed(sampling.seed)
-        processors: list[Any] = []
-        if sampling.repetition_penalty != 1.0:
-            processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-        if sampling.temperature > 0:
-            if sampling.temperature != 1.0:
-                processors.append(TemperatureLogitsWarper(sampling.temperature))
-            if sampling.top_k:
-                processors.append(TopKLogitsWarper(sampling.top_k))
-            if sampling.top_p < 1.0:
-                processors.append(TopPLogitsWarper(sampling.top_p))
-        self._processors = LogitsProcessorList(processors)
+        penalty = sampling.repetition_penalty
+        self._penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1.0 else None
+        warpers: list[Any] = []
+        if sampling.temperature != 1.0 and not self._is_greedy:
+            warpers.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k:
+            warpers.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1.0:
+            warpers.append(TopPLogitsWarper(sampling.top_p))
+        self._warpers = LogitsProcessorList(warpers)
+
+    @property
+    def _is_greedy(self) -> bool:
+        return self.sampling.temperature < COLDEST
 
     def next(self, tokens: list[int], logits: Tensor) -> int:
         """Choose the token after ``tokens``.
@@ -99,9 +105,11 @@ class Chooser:
         if not math.isfinite(float(scores.max())):
             hint = "a weight is NaN, infinite or far too large: try smaller weights, or download the base again"
             raise InvalidFileError("logits-not-finite", "the model's answer is NaN or infinity", hint=hint)
-        if self._processors:
-            scores = self._processors(torch.tensor([tokens]), scores)
-        if self.sampling.temperature == 0:
+        seen = torch.tensor([tokens])
+        if self._penalty:
+            scores = self._penalty(seen, scores).clamp(max=torch.finfo(torch.float32).max)
+        if self._is_greedy:
             return int(scores.argmax(dim=-1))
+        scores = self._warpers(seen, scores - scores.max())  # a low temperature cannot make 0 infinite
         probabilities = scores.softmax(dim=-1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
