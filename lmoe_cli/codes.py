@@ -72,6 +72,7 @@ HUB = {
     "not-authorised": _error("The Hub does not accept the token.", "`hf auth whoami`, `hf auth login`."),
     "offline": _error("It is not in the local cache, and there is no network to get it.", "Pull it while online."),
     "unreachable": _error("The Hub cannot be reached, or a download broke off.", "Check the network and try again."),
+    "cache-damaged": _warning("A repository in the cache of the Hub cannot be listed.", "Remove its folder."),
     "hub-busy": _error("The Hub refuses for now.", "Try again in a while."),
     "hub-answer": _error("What answers is not a Hub.", "Check `HF_ENDPOINT`."),
     "hash-mismatch": _error("A file arrived that is not the one the Hub announced. It was not kept.", "Pull it again."),

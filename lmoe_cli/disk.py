@@ -19,6 +19,7 @@ FULL = {
     errno.EFBIG: "a file so large may not be written there (ulimit -f, or the file system)",
 }
 """Why nothing more can be written."""
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 NAME_A_FILE = "name the file itself"
 
 
@@ -49,7 +50,7 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno in FULL:
             hint = "free some space or choose another place"
             raise ResourceError("disk-full", f"{path}: {FULL[error.errno]}", hint=hint, where=str(path)) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in FORBIDDEN:
             hint, message = "choose another place", f"{path}: no permission to write there"
             raise AccessError("not-writable", message, hint=hint, where=str(path)) from error
         raise _unusual(error, path, "write") from error

@@ -58,8 +58,9 @@ def require_space(folder: Path, size: int) -> None:
     """Refuse before writing ``size`` bytes into a folder (or the nearest parent that exists) without room for them."""
     while not folder.exists():
         folder = folder.parent
-    total, _, free = shutil.disk_usage(folder)
-    if total and free < size:  # what is no disk, such as /proc, says why when it is written to
+    disk = shutil.disk_usage(folder)
+    free = disk.free
+    if disk.total and free < size:  # what is no disk, such as /proc, says why when it is written to
         unit, name = (1e9, "GB") if size > 1e9 else (1e6, "MB")
         message = f"{folder}: {size / unit:.1f} {name} needed, {free / unit:.1f} {name} free"
         raise ResourceError("disk-full", message, hint="free some space or choose another place", where=str(folder))

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from lmoe_cli.errors import InvalidFileError
 
 MAX_DEPTH = 32
+AGAIN = "download or save it again, or mend it by hand"
 HALF_A_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 """Where an escape may be one of a pair without the other."""
 
@@ -60,9 +61,10 @@ def parse_object(data: bytes, where: str, *, nonfinite: bool = False) -> dict[st
     except ValueError as error:  # a refusal of ours, or an integer of thousands of digits
         _fail(where, str(error).splitlines()[0][:200], error)
     if not isinstance(value, dict):
-        raise InvalidFileError("json-invalid", f"{where}: holds {_kind(value)} where an object is due", where=where)
+        message = f"{where}: holds {_kind(value)} where an object is due"
+        raise InvalidFileError("json-invalid", message, hint=AGAIN, where=where)
     if _depth(value) > MAX_DEPTH:
-        raise InvalidFileError("json-invalid", f"{where}: nested deeper than {MAX_DEPTH}", where=where)
+        raise InvalidFileError("json-invalid", f"{where}: nested deeper than {MAX_DEPTH}", hint=AGAIN, where=where)
     return value
 
 
@@ -71,7 +73,8 @@ class _RefusedError(ValueError):
 
 
 def _fail(where: str, reason: str, cause: Exception) -> NoReturn:
-    raise InvalidFileError("json-invalid", f"{where}: not valid JSON: {reason}", where=where) from cause
+    message = f"{where}: not valid JSON: {reason}"
+    raise InvalidFileError("json-invalid", message, hint=AGAIN, where=where) from cause
 
 
 def _kind(value: Any) -> str:

@@ -74,6 +74,7 @@ def test_a_system_that_refuses_to_read_is_told_in_its_words(tmp_path):
     [
         (errno.ENOSPC, ResourceError, "disk-full"),
         (errno.EDQUOT, ResourceError, "disk-full"),
+        (errno.EFBIG, ResourceError, "disk-full"),
         (errno.EROFS, AccessError, "not-writable"),
         (errno.EACCES, AccessError, "not-writable"),
         (errno.ENOMEM, ResourceError, "out-of-memory"),
@@ -96,6 +97,9 @@ def test_a_failing_disk_is_an_error_and_leaves_what_was_there(tmp_path, monkeypa
     with pytest.raises(kind), files.new_folder(tmp_path / "out") as partial, files.NewFile(partial / "x") as file:
         file.write(b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(kind) as error, files.new_folder(tmp_path / "out") as partial, files.NewFile(partial / "x") as f:
+        f.write(b"x")
+    assert error.value.where == str(tmp_path / "out" / "x")  # not the name it has until it is whole
 
 
 def test_a_written_file_is_whole_has_the_umasks_mode_and_replaces_only_when_told(tmp_path):
@@ -184,3 +188,20 @@ def test_removing_is_quiet_about_what_is_not_there(tmp_path):
     files.remove_folder(tmp_path / "a")
     files.remove(tmp_path / "none")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_no_name_of_its_own_is_no_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("new/..", ".", ".."):
+        with pytest.raises(UsageError), files.new_folder(Path(name)):
+            pass
+    with pytest.raises((InvalidFileError, UsageError)):
+        files.write_file(Path("."), b"x", force=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
+def test_what_is_no_disk_is_not_called_full():
+    files.require_space(Path("/proc/x"), 1)
+    with pytest.raises((InvalidFileError, AccessError)), files.new_folder(Path("/proc/x")):
+        pass

@@ -14,7 +14,7 @@ from lmoe_cli.cli import params
 from lmoe_cli.cli.inspect import show_adapter, show_base
 from lmoe_cli.cli.output import Output, size
 from lmoe_cli.cli.progress import bar
-from lmoe_cli.errors import LmoeError, UsageError
+from lmoe_cli.errors import InvalidFileError, LmoeError, UsageError
 from lmoe_cli.findings import Finding, RefusedError, finding, from_error
 
 if TYPE_CHECKING:
@@ -176,17 +176,25 @@ def _claimed_base(adapter: Adapter) -> str:
 
 def _fetch(wanted: Wanted, out: Output) -> Wanted:
     """Bring an adapter or a base onto this machine; pickled weights are converted."""
+    from lmoe_cli import hub
+    from lmoe_cli.adapter.adapter import PICKLE
     from lmoe_cli.adapter.soundness import inspect_adapter
     from lmoe_cli.source import Remote
 
     source = wanted.source
     if isinstance(source, Remote) and not source.repository.online:
         out.say(f"{source.ref}: the Hub does not answer; this is what the local cache holds")
+    is_new = source.local(PICKLE) is None
     with bar(out, source.ref) as progress:
         source.fetch(wanted.names, progress)
     if not wanted.adapter or wanted.adapter.format != "pickle":
         return wanted
-    _convert(source, out)
+    try:
+        _convert(source, out)
+    except InvalidFileError as error:
+        if error.code == "pickle-refused" and is_new and isinstance(source, Remote):  # nobody shall come upon it later
+            hub.discard(source.repository.name, source.require(PICKLE))
+        raise
     return Wanted(source, wanted.names, inspect_adapter(source))
 
 

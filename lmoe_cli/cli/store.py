@@ -11,7 +11,7 @@ import click
 from lmoe_cli.cli import params
 from lmoe_cli.cli.output import Output, size
 from lmoe_cli.errors import LmoeError, UsageError
-from lmoe_cli.findings import from_error
+from lmoe_cli.findings import finding, from_error
 
 if TYPE_CHECKING:
     from lmoe_cli.adapter.store import StoredAdapter
@@ -27,8 +27,11 @@ def ls(out: Output) -> None:
     Adapters are those in the Hugging Face cache and those that come with lmoe; loadouts are the recipes in this
     folder and in its folder 'recipes'.
     """
+    from lmoe_cli import hub
     from lmoe_cli.adapter.store import stored_adapters
 
+    damaged = [finding(error.code, error.where, error.message, error.hint) for error in hub.damaged_repositories()]
+    out.warn(damaged)
     found = stored_adapters()
     adapters, loadouts = [_facts(item) for item in found], _loadouts()
     if adapters:
@@ -42,7 +45,7 @@ def ls(out: Output) -> None:
         out.table("", ("loadout", *columns[1:]), [[item[column] for column in columns] for item in loadouts])
     if not adapters and not loadouts:
         out.say("nothing yet: lmoe pull ORG/NAME")
-    findings = [from_error(item.problem) for item in found if item.problem]
+    findings = [*damaged, *(from_error(item.problem) for item in found if item.problem)]
     out.finish({"adapters": adapters, "loadouts": loadouts}, findings)
 
 

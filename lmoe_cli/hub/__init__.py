@@ -4,7 +4,15 @@ Files live in the ordinary Hugging Face cache. The client checks sizes only, so 
 against what the Hub announced, and removed again when it differs.
 """
 
-from lmoe_cli.hub.cache import CachedRepository, cached_path, cached_repositories, delete, is_cached
+from lmoe_cli.hub.cache import (
+    CachedRepository,
+    cached_path,
+    cached_repositories,
+    damaged_repositories,
+    delete,
+    discard,
+    is_cached,
+)
 from lmoe_cli.hub.download import Progress, discard_damaged, download
 from lmoe_cli.hub.repository import NAME, RemoteFile, Repository, look_up, read_range
 
@@ -16,7 +24,9 @@ __all__ = [
     "Repository",
     "cached_path",
     "cached_repositories",
+    "damaged_repositories",
     "delete",
+    "discard",
     "discard_damaged",
     "download",
     "is_cached",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from lmoe_cli import files
-from lmoe_cli.errors import AccessError
+from lmoe_cli.errors import AccessError, InvalidFileError, LmoeError
 from lmoe_cli.hub.client import client
 
 
@@ -76,10 +77,6 @@ def discard(name: str, path: Path) -> None:
 
 def cached_repositories() -> list[CachedRepository]:
     """Every commit of every model repository in the cache, by name."""
-    try:
-        scanned = client().scan_cache_dir(root()).repos
-    except client().errors.CacheNotFound:
-        return []
     found = [
         CachedRepository(
             repository.repo_id,
@@ -88,11 +85,43 @@ def cached_repositories() -> list[CachedRepository]:
             Path(revision.snapshot_path),
             revision.size_on_disk,
         )
-        for repository in scanned
-        if repository.repo_type == "model"
+        for repository in _scan()[0]
         for revision in repository.revisions
     ]
     return sorted(found, key=lambda item: (item.name, item.commit))
+
+
+def damaged_repositories() -> list[LmoeError]:
+    """What is wrong with the repositories of the cache that `cached_repositories` leaves out."""
+    return _scan()[1]
+
+
+def _scan() -> tuple[list[Any], list[LmoeError]]:
+    """The client's own account of each model repository, and what is wrong with those it gives none of.
+
+    Raises:
+        InvalidFileError: A file stands where the cache should be.
+    """
+    if root().exists() and not root().is_dir():
+        hint = "check HF_HUB_CACHE and HF_HOME"
+        message = f"{root()}: a file where the Hub's cache should be"
+        raise InvalidFileError("not-a-folder", message, hint=hint, where=str(root()))
+    client()  # set up before it is used
+    from huggingface_hub.utils._cache_manager import _scan_cached_repo
+
+    sound: list[Any] = []
+    damaged: list[LmoeError] = []
+    with files.reading(root()):
+        for folder in sorted(root().glob("models--*")):
+            try:
+                sound.append(_scan_cached_repo(folder))
+            except client().errors.CorruptedCacheException:  # half of one, such as refs without files
+                continue
+            except (OSError, ValueError) as error:
+                hint = "remove that folder, or pull it again after you did"
+                message = f"{folder}: a damaged repository in the cache: {error}"
+                damaged.append(InvalidFileError("cache-damaged", message, hint=hint, where=str(folder)))
+    return sound, damaged
 
 
 def delete(commits: Collection[str]) -> int:
@@ -104,7 +133,10 @@ def delete(commits: Collection[str]) -> int:
     Raises:
         AccessError: They could not be deleted.
     """
-    strategy = client().scan_cache_dir(root()).delete_revisions(*commits)
+    known = {"size_on_disk": 0, "incomplete_files": frozenset(), "warnings": [], "cache_dir": root()}
+    kind = client().HFCacheInfo
+    used = {field.name: known[field.name] for field in fields(kind) if field.name in known}
+    strategy = kind(repos=frozenset(_scan()[0]), **used).delete_revisions(*commits)
     with files.writing(root()):
         strategy.execute()
     left = next((path for path in (*strategy.repos, *strategy.snapshots) if path.exists()), None)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import os
 import re
 import sys
 import time
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from lmoe_cli.errors import AccessError, LmoeError, NetworkError, NotFoundError, UsageError
+from lmoe_cli.disk import FORBIDDEN, FULL, writing
+from lmoe_cli.errors import AccessError, InvalidFileError, LmoeError, NetworkError, NotFoundError, UsageError
 
 SILENCE_S = 20.0
 """Longest wait for the next byte; ``HF_HUB_DOWNLOAD_TIMEOUT`` may make it longer."""
@@ -21,6 +23,8 @@ LONGEST_WAIT_S = 10
 """A busy Hub may ask for a longer wait; the user is told instead."""
 CHUNK = 1 << 18
 """Bytes that a download moves at once; with the client's own ten million a progress bar would stand still."""
+TOKEN = re.compile(r"Bearer [!-~]+")
+"""A header that can be sent."""
 BUSY = (408, 429, 500, 502, 503, 504)
 
 
@@ -150,7 +154,9 @@ def translated(name: str, revision: str | None = None) -> Iterator[None]:
         hint = f"accept its terms on {page}, then 'hf auth login' or --token"
         raise AccessError("gated", f"{name}: access is restricted", hint=hint, where=name) from error
     except kinds.RevisionNotFoundError as error:
-        raise NotFoundError("revision-not-found", f"{name}: no revision {revision!r}", where=name) from error
+        hint = f"its branches and tags: {client().constants.ENDPOINT}/{name}/tree/main"
+        message = f"{name}: no revision {revision!r}"
+        raise NotFoundError("revision-not-found", message, hint=hint, where=name) from error
     except kinds.RepositoryNotFoundError as error:
         hint = "check the spelling; a private repository needs 'hf auth login' or --token"
         raise NotFoundError("repository-not-found", f"{name}: no such repository", hint=hint, where=name) from error
@@ -167,13 +173,17 @@ def translated(name: str, revision: str | None = None) -> Iterator[None]:
     except kinds.HFValidationError as error:
         raise UsageError("bad-reference", f"{name}: {error}", hint="write organisation/name", where=name) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise _unreachable(name, error) from error
+        if error.filename is None and error.errno not in (*FULL, *FORBIDDEN):
+            raise _unreachable(name, error) from error
+        raise _local(error) from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, _http(client()).InvalidURL) as error:
         message = f"{name}: the server's answer is not one of a Hub"
         raise NetworkError("hub-answer", message, hint="check HF_ENDPOINT", where=name) from error
     except RuntimeError as error:  # of the client's faster transport
+        said = re.search(r"os error (\d+)", str(error))
+        number = int(said[1]) if said else 0
+        if number in FULL:
+            raise _local(OSError(number, os.strerror(number))) from error
         raise _unreachable(name, error) from error
     finally:
         patience.end()
@@ -182,6 +192,35 @@ def translated(name: str, revision: str | None = None) -> Iterator[None]:
 def _http(library: Any) -> Any:
     """The HTTP library of the client, which has changed it before."""
     return sys.modules[library.errors.HTTPError.__module__.partition(".")[0]]
+
+
+def _local(error: OSError) -> LmoeError:
+    """What the disk of this machine says while the client uses its cache."""
+    path = Path(os.fsdecode(error.filename) if error.filename else client().constants.HF_HUB_CACHE)
+    if error.errno in (*FULL, *FORBIDDEN):
+        try:
+            with writing(path):
+                raise error
+        except LmoeError as told:
+            return told
+    hint = "check HF_HOME, HF_HUB_CACHE and HF_TOKEN_PATH"
+    return InvalidFileError("bad-path", f"cannot use {path}: {error.strerror}", hint=hint, where=str(path))
+
+
+def headers(token: str | None) -> dict[str, str]:
+    """What a request says of who asks.
+
+    Args:
+        token: Overrides the one stored by ``hf auth login``.
+
+    Raises:
+        UsageError: No token can look like that. It is not shown.
+    """
+    made: dict[str, str] = client().utils.build_hf_headers(token=token)
+    if not TOKEN.fullmatch(made.get("authorization", "Bearer none")):
+        hint = "copy it again from https://huggingface.co/settings/tokens"
+        raise UsageError("usage", "the token for the Hub is empty, or holds characters that no token has", hint=hint)
+    return made
 
 
 def _gave_up(name: str, error: GaveUpError) -> NetworkError:

@@ -78,7 +78,7 @@ def _download_file(repository: Repository, name: str, token: str | None, progres
     announced, where = repository.files[name], f"{repository.name}/{name}"
     if progress:
         progress.start(name, announced.size)
-    with files.writing(repository_folder(repository.name)), translated(where):
+    with translated(where):
         path = Path(
             client().hf_hub_download(
                 repository.name,

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from lmoe_cli.errors import NetworkError, UsageError
 from lmoe_cli.hub.cache import cached_commit, snapshot_folder
-from lmoe_cli.hub.client import client, translated
+from lmoe_cli.hub.client import client, headers, translated
 
 NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 """A name of a repository; the oldest ones have no organisation."""
@@ -93,7 +93,7 @@ def _commit(name: str, revision: str, token: str | None) -> str:
     response = library.utils.http_backoff(
         "GET",
         f"{library.constants.ENDPOINT}/api/models/{name}/revision/{quote(revision, safe='')}",
-        headers=library.utils.build_hf_headers(token=token),
+        headers=headers(token),
         max_retries=RETRIES,
         retry_on_exceptions=(),  # without a network the cache is asked at once
     )
@@ -141,10 +141,9 @@ def read_range(repository: Repository, file: str, start: int, length: int, token
     data = bytearray()
     with translated(where):
         url = library.hf_hub_url(repository.name, file, revision=repository.commit)
-        headers = library.utils.build_hf_headers(token=token)
-        headers |= {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        asked = headers(token) | {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         with library.utils.http_stream_backoff(
-            "GET", url, headers=headers, max_retries=RETRIES, retry_on_exceptions=()
+            "GET", url, headers=asked, max_retries=RETRIES, retry_on_exceptions=()
         ) as response:
             if response.status_code >= 400:
                 response.read()

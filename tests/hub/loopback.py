@@ -274,7 +274,7 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "drip":
             self.drip(body, 1, 0.05)
         elif kind == "slow":
-            self.drip(body, len(body) // 10, 0.05)
+            self.drip(body, len(body) // 10 or 1, 0.05)
         else:
             self.wfile.write(body)
 

@@ -173,7 +173,7 @@ def test_a_server_that_refuses_a_file_is_told_as_it_answered(served, monkeypatch
 
 def test_a_disk_without_room_is_refused_before_the_first_byte(served, monkeypatch):
     served.add("acme/lora", ADAPTER)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=5001))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(total=1 << 40, free=5001))
     with pytest.raises(ResourceError) as error:
         hub.download(hub.look_up("acme/lora"), NAMES)
     assert error.value.code == "disk-full"

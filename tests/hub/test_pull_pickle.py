@@ -54,6 +54,8 @@ def test_a_pickle_that_is_more_than_tensors_is_refused_and_leaves_nothing(served
     told = lmoe("pull", "acme/evil", "--allow-pickle", "--json")
     assert (told.code, told.codes) == (2, ["pickle-refused"])
     assert list((tmp_path / "cache").rglob("*.safetensors")) == []
+    assert list((tmp_path / "hf").rglob("adapter_model.bin")) == []
+    assert buffer.getvalue() not in [path.read_bytes() for path in (tmp_path / "hf").rglob("*") if path.is_file()]
 
 
 def test_rm_also_removes_what_was_converted(served, lmoe, pickled, tmp_path):

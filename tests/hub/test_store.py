@@ -116,3 +116,24 @@ def test_rm_says_so_when_it_may_not_remove(filled, lmoe, monkeypatch):
     monkeypatch.setattr("huggingface_hub.utils._cache_manager._try_delete_path", lambda path, path_type: None)
     told = lmoe("rm", "acme/lora", "-y")
     assert (told.code, "not-writable" in told.err) == (4, True)
+
+
+def test_one_damaged_entry_of_the_cache_is_told_and_spoils_no_other(filled, lmoe):
+    ref = filled.cache / "models--acme--other" / "refs" / "main"
+    ref.write_bytes(b"\xff\xfe")
+    told = lmoe("ls", "--json")
+    assert (told.code, told.codes) == (0, ["cache-damaged"])
+    assert {item["ref"] for item in own(told)} == {"acme/lora"}
+    assert "warning[cache-damaged]" in lmoe("ls").err
+    assert lmoe("rm", "acme/lora", "-y").code == 0
+    assert own(lmoe("ls", "--json")) == []
+    assert ref.exists()
+
+
+def test_a_file_where_the_cache_should_be_is_told(environment, lmoe, tmp_path):
+    (tmp_path / "file").write_text("")
+    environment.set(HF_HUB_CACHE=str(tmp_path / "file"))
+    for words in (("ls",), ("rm", "acme/lora", "-y")):
+        told = lmoe(*words, "--json")
+        assert (told.code, told.codes) == (2, ["not-a-folder"])
+        assert "HF_HUB_CACHE" in told.document["findings"][0]["hint"]
