@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -26,9 +27,15 @@ class History(FileHistory):
 
     def load_history_strings(self) -> Iterable[str]:
         with suppress(OSError):
-            return list(super().load_history_strings())
+            return list(super().load_history_strings()) if self._is_file else []
         return []
 
     def store_string(self, string: str) -> None:
         with suppress(OSError):
-            super().store_string(string)
+            if self._is_file:
+                super().store_string(string)
+
+    @property
+    def _is_file(self) -> bool:
+        """Whether it is no device or pipe, which would never end or wait for somebody at the other end."""
+        return Path(os.fsdecode(self.filename)).is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import click
 from lmoe_cli.cli import params
 from lmoe_cli.cli.output import Output, show_findings, size
 from lmoe_cli.findings import Finding, RefusedError, errors
+
+MAX_PAIRS = 20
+"""Pairs of experts that a person is shown: first those of different bases, then those that share most."""
 
 
 @click.command()
@@ -75,11 +79,14 @@ def _show(out: Output, origin: str, report: Any, findings: tuple[Finding, ...], 
     if not github:
         show_findings([item for item in findings if item.severity != "note" or out.verbose or not out.quiet])
     if report.pairs and not out.quiet:
+        nearest = heapq.nlargest(MAX_PAIRS, report.pairs, key=lambda pair: (not pair.same_base, pair.shared))
         rows = [
             (f"{pair.first} + {pair.second}", pair.shared, f"{pair.overlap:.0%}", pair.same_base, pair.same_rank)
-            for pair in report.pairs
+            for pair in nearest
         ]
         out.table("", ("pair", "shared modules", "overlap", "same base", "same ranks"), rows)
+        if len(report.pairs) > MAX_PAIRS:
+            out.say(f"and {len(report.pairs) - MAX_PAIRS} more pairs; --json tells all")
     if report.memory and not out.quiet:
         memory = report.memory
         click.echo(

@@ -8,6 +8,7 @@ import pytest
 
 from lmoe_cli.cli.output import Output
 from lmoe_cli.cli.root import run
+from tests.adapter import made
 
 BLEND = "base: demo:adventurer\nexperts:\n  mage: {{adapter: demo:mage, weight: {weight}}}\n{more}"
 LONG = "x" * 100_000
@@ -56,3 +57,17 @@ def test_no_output_holds_control_characters_that_came_with_a_value(capfd):
         output = "".join(capfd.readouterr())
         assert "evil" in output
         assert not set(output) & {"\x1b", "\x9b"}
+
+
+def test_people_are_told_the_twenty_pairs_that_matter_most(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made.write(tmp_path / "base", made.base())
+    made.write(tmp_path / "one", made.adapter())
+    experts = "".join(f"  e{number}: {{adapter: ./one}}\n" for number in range(12))
+    (tmp_path / "many.yaml").write_text(f"base: ./base\nexperts:\n{experts}")
+    assert run(["check", "many.yaml"]) == 0
+    told = capfd.readouterr()
+    assert told.out.count(" + e") == 20
+    assert "and 46 more pairs; --json tells all" in told.err
+    assert run(["check", "many.yaml", "--json"]) == 0
+    assert len(json.loads(capfd.readouterr().out)["data"]["recipes"][0]["pairs"]) == 66
