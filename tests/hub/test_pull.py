@@ -210,7 +210,7 @@ def test_names_in_a_repository_cannot_lead_out_of_the_cache(served, environment,
 
 def test_a_full_disk_is_said_so(served, environment, lmoe, monkeypatch):
     served.add("acme/lora", made.adapter())
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("usage", (), {"free": 100}))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("usage", (), {"total": 200, "free": 100}))
     told = lmoe("pull", "acme/lora")
     assert (told.code, "error[disk-full]" in told.err) == (6, True)
     assert cached(environment) == {}
