@@ -104,7 +104,7 @@ def test_nothing_is_left_when_the_disk_is_full_half_way(loadout, tmp_path, monke
 
 
 def test_nothing_is_written_where_there_is_no_room(loadout, tmp_path, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("Usage", (), {"total": 2000, "free": 1000})())
     with pytest.raises(ResourceError, match="free"):
         bake_model(loadout, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
