@@ -18,8 +18,8 @@ from lmoe_cli.disk import writing as writing
 from lmoe_cli.errors import InvalidFileError, ResourceError, UsageError
 
 CHUNK = 8 << 20
-OURS = ("bake-report.json", "adapter_config.json", "config.json")
-"""A folder that holds one of these, or nothing, may be replaced by ``--force``."""
+REPORT = "bake-report.json"
+"""What every folder holds that lmoe baked. Only such a folder, or an empty one, may be replaced by ``--force``."""
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -134,10 +134,10 @@ def refuse_existing(target: Path, *, force: bool) -> None:
     if not force:
         raise _exists(target)
     is_folder = target.is_dir() and not target.is_symlink()
-    ours = is_folder and (not any(target.iterdir()) or any((target / name).exists() for name in OURS))
+    ours = is_folder and (not any(target.iterdir()) or (target / REPORT).is_file())
     if not ours:
         hint = "choose another --out, or remove it yourself"
-        raise UsageError("output-not-ours", f"{target}: not a model or adapter folder", hint=hint, where=str(target))
+        raise UsageError("output-not-ours", f"{target}: not a folder that lmoe baked", hint=hint, where=str(target))
 
 
 class NewFile:
@@ -245,8 +245,9 @@ def _swap(partial: Path, target: Path) -> None:
         target.rename(aside)
         try:
             partial.rename(target)
-        except OSError:
-            aside.rename(target)
+        except BaseException:  # also a signal between the two
+            if not os.path.lexists(target):
+                aside.rename(target)
             raise
         shutil.rmtree(aside, ignore_errors=True)
     _sync_folder(target.parent)

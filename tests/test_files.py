@@ -134,13 +134,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 def test_only_folders_that_lmoe_may_have_written_are_replaced(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years")
+    (tmp_path / "mine" / "config.json").write_text("{}")
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     for target in ("mine", "link"):
         with pytest.raises(UsageError) as error, files.new_folder(tmp_path / target, force=True):
             pass
         assert error.value.code == "output-not-ours"
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("old")
+    (tmp_path / "model" / files.REPORT).write_text("old")
     with files.new_folder(tmp_path / "model", force=True) as partial:
         (partial / "new.json").write_text("new")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["new.json"]

@@ -15,7 +15,8 @@ import torch
 from laws.cases import case
 
 from lmoe_cli.cli import params
-from lmoe_cli.loadout.recipe import Dtype
+from lmoe_cli.cli.bake import METHODS
+from lmoe_cli.loadout.recipe import Dtype, Method
 
 ENVELOPE = {"schema", "ok", "data", "findings"}
 
@@ -181,3 +182,4 @@ def test_a_reader_that_goes_away_is_no_error(place):
 
 def test_dtypes_on_the_command_line_are_those_of_a_recipe():
     assert get_args(Dtype) == params.DTYPES
+    assert get_args(Method) == METHODS
