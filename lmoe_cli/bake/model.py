@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lmoe_cli import files
 from lmoe_cli.bake.plan import Plan, config_text, make_plan
-from lmoe_cli.bake.report import facts
-from lmoe_cli.bake.write import Advance, write_model
+from lmoe_cli.bake.report import facts, hashes
+from lmoe_cli.bake.rows import Advance
+from lmoe_cli.bake.write import write_model
 from lmoe_cli.checkpoint.index import INDEX_SUFFIX
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.base import STEM
@@ -67,16 +70,28 @@ def bake_model(
     files.require_space(out.parent, plan.size + beside + SPARE)
     begin(plan)
     weights = {expert.name: expert.weight for expert in loadout.experts}
-    with files.new_folder(out, force=force) as folder:
+    with files.new_folder(out, force=force) as folder, _base_hashed_meanwhile(loadout) as base_hashes:
         written = write_model(plan, loadout, weights, settings, folder, jobs=jobs, advance=advance)
         _side_files(loadout, plan, folder)
-        report = facts(loadout, plan, written)
+        report = facts(loadout, plan, written, base_hashes())
         report["tensors"] = [asdict(tensor) for file in written for tensor in file.tensors]
         report["seconds"] = round(time.perf_counter() - started, 3)
         if verify:
             report["verify"] = verify(folder)
         files.write_file(folder / files.REPORT, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
     return report
+
+
+@contextmanager
+def _base_hashed_meanwhile(loadout: Loadout) -> Iterator[Callable[[], dict[str, str]]]:
+    """Hash the base's weight files in a thread. Yields what waits for them and gives file name → SHA-256."""
+    source = loadout.base.source
+    pool = ThreadPoolExecutor(1)
+    pending = [pool.submit(hashes, source, (name,)) for name in loadout.base.weight_files]
+    try:
+        yield lambda: {name: digest for future in pending for name, digest in future.result().items()}
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def refuse_out(loadout: Loadout, out: Path, *, force: bool) -> None:

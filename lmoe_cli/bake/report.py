@@ -14,8 +14,14 @@ from lmoe_cli.loadout.loadout import Expert, Loadout
 from lmoe_cli.source import Source
 
 
-def facts(loadout: Loadout, plan: Plan, written: list[Written]) -> dict[str, Any]:
+def facts(loadout: Loadout, plan: Plan, written: list[Written], base_hashes: dict[str, str]) -> dict[str, Any]:
     """What went in and what came out, with every tensor of every adapter accounted for.
+
+    Args:
+        loadout: What was baked.
+        plan: How.
+        written: What came of it.
+        base_hashes: See `hashes`, of the base's weight files.
 
     Raises:
         LmoeError: A tensor of an adapter was not used, which is a bug.
@@ -23,7 +29,7 @@ def facts(loadout: Loadout, plan: Plan, written: list[Written]) -> dict[str, Any
     changed = sum(len(file.tensors) for file in written)
     total = sum(len(outputs) for outputs in plan.files.values())
     return {
-        **experts_facts(loadout),
+        **experts_facts(loadout, base_hashes),
         "changed": changed,
         "copied": total - changed,
         "bytes": plan.size,
@@ -31,8 +37,8 @@ def facts(loadout: Loadout, plan: Plan, written: list[Written]) -> dict[str, Any
     }
 
 
-def experts_facts(loadout: Loadout) -> dict[str, Any]:
-    """Recipe, revisions and hashes of what went in."""
+def experts_facts(loadout: Loadout, base_hashes: dict[str, str]) -> dict[str, Any]:
+    """Recipe, revisions and hashes of what went in. See `facts`."""
     from importlib.metadata import version
 
     return {
@@ -44,7 +50,7 @@ def experts_facts(loadout: Loadout) -> dict[str, Any]:
         "base": {
             "ref": loadout.base.ref,
             "revision": loadout.base.source.revision,
-            "sha256": hashes(loadout.base.source, loadout.base.weight_files),
+            "sha256": base_hashes,
         },
         "experts": {expert.name: _expert(loadout, expert) for expert in loadout.experts},
     }

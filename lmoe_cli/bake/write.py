@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from lmoe_cli.bake.methods.method import Settings, TaskVectors
 from lmoe_cli.bake.methods.registry import METHODS
 from lmoe_cli.bake.plan import Output, Plan
+from lmoe_cli.bake.rows import Advance, Block, Sink, require_finite
 from lmoe_cli.bake.stored import rows_of, stored_at
 from lmoe_cli.bank.delta import ROW_BLOCK_ELEMENTS, Delta, Update, bias_update, update
 from lmoe_cli.bank.gates import in_force
@@ -23,14 +25,10 @@ from lmoe_cli.bank.load import Terms, open_terms
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.checkpoint.writer import ShardWriter
-from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.files import NewFile
 from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
 from lmoe_cli.loadout.recipe import BakeSettings
-
-Advance = Callable[[int], None]
-"""Told the bytes that were written."""
 
 
 @dataclass(frozen=True)
@@ -76,29 +74,37 @@ def write_model(
         jobs: Files written at a time. The bytes do not depend on it.
         advance: Told the bytes that were written.
     """
-    threads = max(1, torch.get_num_threads() // jobs)
+    threads = torch.get_num_threads()
     metadata = _metadata(loadout)
+    stopped = Event()
+
+    def tell(size: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError("another file could not be written")
+        advance(size)
 
     def one(name: str) -> Written:
-        torch.set_num_threads(threads)
         with ExitStack() as stack:
             reader = stack.enter_context(TensorReader(loadout.base.stored, loadout.base.source.require))
             terms = stack.enter_context(open_terms(loadout))
-            baker = _Baker(loadout, weights, settings, reader, terms)
+            pool = stack.enter_context(ThreadPoolExecutor(max(1, threads // jobs)))
+            baker = _Baker(loadout, weights, settings, reader, terms, pool)
             outputs = plan.files[name]
             shapes = {output.name: output.shape for output in outputs}
             file = stack.enter_context(ShardWriter(folder / name, shapes, metadata))
-            told = [found for output in outputs if (found := baker.write(output, name, file, advance))]
+            told = [found for output in outputs if (found := baker.write(output, name, file, tell))]
         return Written(name, file.sha256, tuple(told))
 
-    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # a product split over threads adds up in another order
     try:
-        if jobs == 1:
-            return [one(name) for name in plan.files]
         with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(one, plan.files))
+            try:
+                return list(pool.map(one, plan.files))
+            except BaseException:  # also a signal, which reaches this thread alone
+                stopped.set()
+                raise
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def _metadata(loadout: Loadout) -> Mapping[str, str]:
@@ -116,6 +122,7 @@ class _Baker:
         settings: BakeSettings,
         reader: TensorReader,
         terms: Terms,
+        pool: Executor,
     ) -> None:
         self.loadout = loadout
         gates = [weights[expert.name] for expert in loadout.experts]
@@ -123,23 +130,24 @@ class _Baker:
         self.settings = settings
         self.reader = reader
         self.terms = terms
+        self.pool = pool
 
     def write(self, output: Output, file: str, writer: NewFile, advance: Advance) -> Baked | None:
         """Append one tensor; tells what became of it where experts changed it."""
         if output.is_copy:
             info = output.source.info
             if info.dtype in FLOATS:
-                _require_finite(self.reader.tensor(output.source.name), output.source.name)
+                require_finite(self.reader.tensor(output.source.name), output.source.name)
             writer.copy(self.loadout.base.source.require(output.source.file), info.start, info.size)
             advance(info.size)
             return None
         tensor = self.reader.tensor(output.source.name)
-        sink = _Sink(output.source.name, writer, getattr(torch, FLOATS[output.shape.dtype]), advance)
+        sink = Sink(output.source.name, writer, getattr(torch, FLOATS[output.shape.dtype]), self.pool, advance)
         if output.bias_of is not None:
             used = self._bias(sink, tensor, output.bias_of)
         elif not output.targets:
-            for rows in tensor.reshape(-1).split(ROW_BLOCK_ELEMENTS):  # type: ignore[no-untyped-call]
-                sink.add(rows, rows.float())
+            parts = tensor.reshape(-1).split(ROW_BLOCK_ELEMENTS)  # type: ignore[no-untyped-call]
+            sink.add(lambda rows=rows: Block(rows, rows.float()) for rows in parts)  # type: ignore[misc]
             return None
         elif output.targets[0].index is None:
             used = self._matrix(sink, tensor, output.targets[0])
@@ -148,7 +156,7 @@ class _Baker:
         names = sorted({self.loadout.experts[expert].name for expert in used})
         return Baked(output.name, file, tuple(names), sink.change, sink.rounding)
 
-    def _bias(self, sink: _Sink, tensor: Tensor, target: Target) -> list[int]:
+    def _bias(self, sink: Sink, tensor: Tensor, target: Target) -> list[int]:
         exact = tensor.float()
         if self.settings.method == "linear":
             change = bias_update(
@@ -160,31 +168,39 @@ class _Baker:
                 target, "bias", lambda delta: None if delta.bias is None else delta.bias[:, None].clone()
             )
             exact = exact if vectors is None else vectors.block(tensor[:, None], 0)[:, 0]
-        sink.add(tensor, exact)
+        sink.add([lambda: Block(tensor, exact)])
         return self._experts(target)
 
-    def _matrix(self, sink: _Sink, tensor: Tensor, target: Target) -> list[int]:
+    def _matrix(self, sink: Sink, tensor: Tensor, target: Target) -> list[int]:
         matrix = tensor if tensor.dim() == 2 else tensor[:, None]  # a norm's weight is a matrix of one column
         total = self._update(target, matrix)
         step = max(1, ROW_BLOCK_ELEMENTS // max(1, matrix.shape[1]))
-        for start in range(0, matrix.shape[0], step):
+
+        def block(start: int) -> Block:
             rows = matrix[start : start + step]
-            sink.add(rows, rows.float() if total is None else total.block(rows, start))
+            return Block(rows, rows.float() if total is None else total.block(rows, start))
+
+        sink.add(partial(block, start) for start in range(0, matrix.shape[0], step))
         return self._experts(target)
 
-    def _stack(self, sink: _Sink, tensor: Tensor, targets: tuple[Target, ...]) -> list[int]:
+    def _stack(self, sink: Sink, tensor: Tensor, targets: tuple[Target, ...]) -> list[int]:
         """A tensor of three dimensions: one slice after the other, each changed by its own experts."""
-        used: list[int] = []
-        for index in range(tensor.shape[0]):
+
+        def block(index: int, changes: list[tuple[Target, Update | TaskVectors]]) -> Block:
             exact = tensor[index].to(torch.float32, copy=True)
-            for target in targets:
-                if target.index == index:
-                    used += self._experts(target)
-                    part = rows_of(exact, target)
-                    if (total := self._update(target, part)) is not None:
-                        part.copy_(total.block(part, 0))
-            sink.add(tensor[index], exact)
-        return used
+            for target, change in changes:
+                part = rows_of(exact, target)
+                part.copy_(change.block(part, 0))
+            return Block(tensor[index], exact)
+
+        def blocks() -> Iterator[Callable[[], Block]]:
+            for index in range(tensor.shape[0]):
+                found = [target for target in targets if target.index == index]
+                changes = [(target, self._update(target, rows_of(tensor[index], target))) for target in found]
+                yield partial(block, index, [(target, change) for target, change in changes if change is not None])
+
+        sink.add(blocks())
+        return [number for target in targets for number in self._experts(target)]
 
     def _experts(self, target: Target) -> list[int]:
         return [number for number, _ in self.loadout.by_target[target]]
@@ -217,63 +233,3 @@ class _Baker:
         generator = torch.Generator().manual_seed(int.from_bytes(seed[:7], "little"))
         settings = Settings(self.settings.density, self.settings.epsilon, self.settings.normalize, generator)
         return TaskVectors(METHODS[self.settings.method], deltas, weights, sum(others.values()), settings)
-
-
-def _require_finite(tensor: Tensor, name: str) -> None:
-    for block in tensor.reshape(-1).split(ROW_BLOCK_ELEMENTS):  # type: ignore[no-untyped-call]
-        # A sum passes NaN and infinity on, and is read much faster; that of huge numbers may overflow by itself.
-        if not math.isfinite(float(block.sum(dtype=torch.float32))) and not torch.isfinite(block).all():
-            raise _not_finite(name)
-
-
-def _not_finite(name: str) -> InvalidFileError:
-    hint = "the base is damaged: download it again"
-    return InvalidFileError("weights-not-finite", f"the base's {name} holds NaN or infinity", hint=hint)
-
-
-class _Sink:
-    """Where the rows of one tensor go: rounded once, appended to the file, and measured."""
-
-    def __init__(self, name: str, writer: NewFile, dtype: torch.dtype, advance: Advance) -> None:
-        self.name, self.writer, self.dtype, self.advance = name, writer, dtype, advance
-        self._before = self._changed = self._after = self._lost = 0.0
-
-    def add(self, before: Tensor, exact: Tensor) -> None:
-        """Append rows.
-
-        Args:
-            before: As the base has them.
-            exact: As they shall be, float32.
-
-        Raises:
-            InvalidFileError: They are too large for the dtype.
-        """
-        rounded = exact.to(self.dtype)
-        plain = before.float().view_as(exact)
-        self._before += _squares(plain)
-        self._changed += _squares(exact - plain)
-        self._after += _squares(exact)
-        self._lost += _squares(rounded.float() - exact)
-        if not math.isfinite(self._before):
-            raise _not_finite(self.name)
-        if not math.isfinite(self._lost):
-            name = str(self.dtype).removeprefix("torch.")
-            hint = "try --dtype bfloat16 or float32, or smaller weights"
-            raise InvalidFileError("bake-overflow", f"{self.name}: a blended weight does not fit {name}", hint=hint)
-        data = rounded.contiguous().view(torch.uint8).numpy()
-        self.writer.write(memoryview(data))  # type: ignore[arg-type]
-        self.advance(data.nbytes)
-
-    @property
-    def change(self) -> float:
-        """Norm of the change, before rounding, relative to that of the base."""
-        return math.sqrt(self._changed / self._before) if self._before else 0.0
-
-    @property
-    def rounding(self) -> float:
-        """Norm of what rounding took away, relative to that of the result."""
-        return math.sqrt(self._lost / self._after) if self._after else 0.0
-
-
-def _squares(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor)) ** 2

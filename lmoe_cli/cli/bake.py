@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from lmoe_cli.loadout.loadout import Loadout
 
 
+MOST_JOBS = 4
 METHODS = ("linear", "ties", "dare", "dare_ties", "della", "magnitude")
 
 
@@ -28,7 +30,7 @@ METHODS = ("linear", "ties", "dare", "dare_ties", "della", "magnitude")
 @click.option("--rank", type=click.IntRange(1), help="With --as adapter: cut to this rank; exact when left out.")
 @click.option("--for", "target", type=click.Choice(["vllm"]), help="Keep to what that engine takes.")
 @click.option("--shard-size", metavar="SIZE", help="Largest file, such as 5GB; as the base when left out.")
-@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Files written at a time.")
+@click.option("--jobs", type=click.IntRange(1, 64), help="Files written at a time; as many as cores, up to 4.")
 @click.option("--verify", is_flag=True, help="Compare with the live blend; write nothing where they differ.")
 @params.force
 @params.blend
@@ -44,7 +46,7 @@ def bake(
     rank: int | None,
     target: str | None,
     shard_size: str | None,
-    jobs: int,
+    jobs: int | None,
     verify: bool,
     force: bool,
     blend: params.Blend,
@@ -63,7 +65,7 @@ def bake(
 
     if rank and kind == "model":
         raise UsageError("usage", "--rank goes with --as adapter", hint="lmoe bake … --as adapter --rank 64")
-    if kind == "adapter" and (shard_size or jobs > 1):
+    if kind == "adapter" and (shard_size or jobs):
         raise UsageError("usage", "--shard-size and --jobs go with --as model", hint="leave them out")
     if rank and verify:
         message = "an adapter cut to a rank is not the blend: its report tells the error of every module"
@@ -80,7 +82,17 @@ def bake(
     if kind == "adapter":
         report = _adapter(out, loadout, folder, rank, dtype, target, verify=verify, force=force)
     else:
-        report = _model(out, loadout, folder, dtype, shard_size, jobs, verify=verify, force=force)
+        report = _model(
+            out,
+            loadout,
+            folder,
+            dtype,
+            shard_size,
+            files_at_once = jobs or min(os.cpu_count() or 1, MOST_JOBS)
+            files_at_once,
+            verify=verify,
+            force=force,
+        )
     if target == "vllm":
         out.say(_vllm(loadout, folder, kind, report))
     out.finish({"out": str(folder), "as": kind, "report": report})

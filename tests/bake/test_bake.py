@@ -359,3 +359,30 @@ def test_an_adapter_cut_to_a_rank_says_what_was_lost(loadout, tmp_path):
 def _exact(loadout, folder):
     bake_adapter(loadout, folder / "exact")
     return folder / "exact"
+
+
+def test_the_bytes_do_not_depend_on_threads_either(tmp_path):
+    """Wide enough that a product split over threads would add up in another order."""
+    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 1, "head_dim": 64}
+    base = tiny.save_base("qwen3", tmp_path / "base", **shape)
+    one = tiny.save_adapter(base, "lora", tmp_path / "one", rank=48)
+    loadout = Case(base, one, one).loadout({"one": 0.7})
+    digests, before = set(), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            report = bake_model(loadout, tmp_path / f"out{threads}", dtype="float32", jobs=threads)
+            digests.add(report["files"]["model.safetensors"])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(digests) == 1
+
+
+def test_a_bake_of_several_files_stops_everywhere_when_it_is_interrupted(loadout, tmp_path):
+    def interrupt(size):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bake_model(loadout, tmp_path / "out", shard_size=30_000, jobs=2, advance=interrupt)
+    assert list(tmp_path.iterdir()) == []
