@@ -82,13 +82,13 @@ def bake(
     if kind == "adapter":
         report = _adapter(out, loadout, folder, rank, dtype, target, verify=verify, force=force)
     else:
+        files_at_once = jobs or min(os.cpu_count() or 1, MOST_JOBS)
         report = _model(
             out,
             loadout,
             folder,
             dtype,
             shard_size,
-            files_at_once = jobs or min(os.cpu_count() or 1, MOST_JOBS)
             files_at_once,
             verify=verify,
             force=force,
