@@ -362,10 +362,10 @@ def _exact(loadout, folder):
 
 
 def test_the_bytes_do_not_depend_on_threads_either(tmp_path):
-    """Wide enough that a product split over threads would add up in another order."""
-    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 1, "head_dim": 64}
-    base = tiny.save_base("qwen3", tmp_path / "base", **shape)
-    one = tiny.save_adapter(base, "lora", tmp_path / "one", rank=48)
+    """The last block of q_proj has seven rows: a product of few rows that threads split adds up in another order."""
+    shape = {"hidden_size": 2560, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 52}
+    base = tiny.save_base("qwen3", tmp_path / "base", num_attention_heads=8, num_key_value_heads=8, **shape)
+    one = tiny.save_adapter(base, "lora", tmp_path / "one", rank=64)
     loadout = Case(base, one, one).loadout({"one": 0.7})
     digests, before = set(), torch.get_num_threads()
     try:
