@@ -6,6 +6,7 @@ Each block is computed by one thread, and blocks do not depend on how many there
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
@@ -21,6 +22,8 @@ from lmoe_cli.files import NewFile
 
 LOOKAHEAD = 4
 """Blocks that are computed ahead of the one being written."""
+
+_OF_THREAD = threading.local()
 
 Advance = Callable[[int], None]
 """Told the bytes that were written."""
@@ -78,9 +81,10 @@ class Sink:
         block = compute()
         exact = block.exact
         rounded = exact.to(self.dtype)
-        plain = block.before.float().view_as(exact)
-        before, after = _squares(plain), _squares(exact)
-        changed, lost = _squares(exact - plain), _squares(rounded.float() - exact)
+        scratch = _scratch(exact)  # fresh memory for every step would cost more than the arithmetic
+        before, after = _squares(scratch.copy_(block.before.view_as(exact))), _squares(exact)
+        changed = _squares(torch.sub(exact, scratch, out=scratch))
+        lost = _squares(scratch.copy_(rounded).sub_(exact))
         data = memoryview(rounded.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
         return _Rounded(data, before, changed, after, lost)
 
@@ -107,6 +111,14 @@ class Sink:
     def rounding(self) -> float:
         """Norm of what rounding took away, relative to that of the result."""
         return math.sqrt(self._lost / self._after) if self._after else 0.0
+
+
+def _scratch(like: Tensor) -> Tensor:
+    """Memory of this thread to compute in, of a tensor's shape, float32."""
+    held: Tensor | None = getattr(_OF_THREAD, "scratch", None)
+    if held is None or held.numel() < like.numel():
+        held = _OF_THREAD.scratch = torch.empty(like.numel())
+    return held[: like.numel()].view(like.shape)
 
 
 def require_finite(tensor: Tensor, name: str) -> None:
