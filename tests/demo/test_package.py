@@ -4,13 +4,13 @@ import json
 import random
 from pathlib import Path
 
-import lmoe_cli.demo
 import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import lmoe_cli.demo
 from demo_model.evaluate import LEAST_GAIN, held_out_rows, mean_nats
 from demo_model.tables import CLASSES, read_tables
 
