@@ -183,3 +183,7 @@ def test_the_committed_schema_is_that_of_the_recipes():
 def test_files_are_one_idea_each():
     long = {source: lines for source in SOURCES if (lines := len(source.read_text().splitlines())) > 320}
     assert long == {}
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
