@@ -18,6 +18,9 @@ from lmoe_cli.disk import writing as writing
 from lmoe_cli.errors import InvalidFileError, ResourceError, UsageError
 
 CHUNK = 8 << 20
+KEPT = 16 << 20
+"""Bytes of a new file that the system's cache may hold before the disk is made to take them. Fresh memory for gigabytes
+of cache costs more than the writing, and would push out what other programs read."""
 REPORT = "bake-report.json"
 """What every folder holds that lmoe baked. Only such a folder, or an empty one, may be replaced by ``--force``."""
 
@@ -152,6 +155,7 @@ class NewFile:
     def __init__(self, path: Path, *, hashed: bool = False, mode: int = 0o666) -> None:
         self.path = path
         self._hash = hashlib.sha256() if hashed else None
+        self._kept = 0
         with writing(path):
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
 
@@ -162,7 +166,9 @@ class NewFile:
             self._hash.update(view)
         with writing(self.path):
             while view:
-                view = view[os.write(self._descriptor, view) :]
+                written = os.write(self._descriptor, view)
+                self._send_on(written)
+                view = view[written:]
 
     def copy(self, source: Path, start: int, length: int) -> None:
         """Append a range of another file without passing it through this process where the system can."""
@@ -174,10 +180,18 @@ class NewFile:
                     moved = len(chunk)
                 else:
                     moved = _copy_range(file.fileno(), self._descriptor, start, length, self.path)
+                    self._send_on(moved)
                 if moved == 0:
                     message = f"{source}: ended while it was copied"
                     raise InvalidFileError("header-truncated", message, where=str(source))
                 start, length = start + moved, length - moved
+
+    def _send_on(self, written: int) -> None:
+        """Have the disk take what was written, and the system's cache forget what the disk has."""
+        self._kept += written
+        if self._kept >= KEPT and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            self._kept = 0
 
     @property
     def sha256(self) -> str:

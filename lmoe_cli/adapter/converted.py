@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lmoe_cli import files
+from lmoe_cli.hashes import sha256
 
 
 def converted_folder(pickle: Path) -> Path:
@@ -15,4 +15,4 @@ def converted_folder(pickle: Path) -> Path:
     """
     from platformdirs import user_cache_path
 
-    return user_cache_path("lmoe") / "converted" / files.sha256(pickle)
+    return user_cache_path("lmoe") / "converted" / sha256(pickle)

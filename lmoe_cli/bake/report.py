@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lmoe_cli import files
 from lmoe_cli.adapter.adapter import Adapter
 from lmoe_cli.bake.plan import Plan
 from lmoe_cli.bake.write import Written
 from lmoe_cli.errors import LmoeError
+from lmoe_cli.hashes import sha256
 from lmoe_cli.loadout.loadout import Expert, Loadout
 from lmoe_cli.source import Source
 
@@ -83,7 +83,7 @@ def _weight_files(adapter: Adapter) -> tuple[str, ...]:
 
 def hashes(source: Source, names: tuple[str, ...]) -> dict[str, str]:
     """SHA-256 of files, in hexadecimal. Those in the Hub's cache are named by it and were checked on arrival."""
-    return {name: _announced(source.require(name)) or files.sha256(source.require(name)) for name in names}
+    return {name: _announced(source.require(name)) or sha256(source.require(name)) for name in names}
 
 
 def _announced(path: Path) -> str | None:
