@@ -66,7 +66,7 @@ class SharedInput(nn.Module):
         self.experts = [frozenset(term.expert for term in terms) for terms in members]
         low = [[term for term in terms if term.delta.a is not None] for terms in members]
         stacked = [term.delta.a for terms in low for term in terms if term.delta.a is not None]
-        self.register_buffer("a", torch.cat(stacked).to(device, dtype))  # (sum of R, d_in)
+        self.register_buffer("a", _laid_out(torch.cat(stacked).to(device, dtype)))  # (sum of R, d_in)
         ranks = [(term.expert, term.delta.rank) for terms in low for term in terms]
         self.layout = tuple(ranks)
         owner = [expert for expert, rank in ranks for _ in range(rank)]
@@ -136,7 +136,7 @@ class BlendedLinear(Blended):
         self._shared = (shared,)
         self._member = member
         low = [term.delta.b for term in terms if term.delta.b is not None]
-        self.register_buffer("b", torch.cat(low, dim=1).to(device, dtype) if low else None)  # (d_out, R)
+        self.register_buffer("b", _laid_out(torch.cat(low, dim=1).to(device, dtype)) if low else None)  # (d_out, R)
         self.row = Vectors.of(terms, "row", device)
         self.column = Vectors.of(terms, "column", device)
         self.shift = Vectors.of(terms, "bias", device)
@@ -229,6 +229,16 @@ class Vectors:
     def sum(self, gates: Gates) -> Tensor:
         """(rows, n), float32."""
         return gates.combine(id(self), self.experts, self.stack)
+
+
+def _laid_out(factor: Tensor) -> Tensor:
+    """The same values in the order in memory that a product with a single vector reads fastest.
+
+    On CPU in float32 that is column by column, measured: 47 against 100 us for (2048, 128) on two cores; in bfloat16
+    it is row by row, 31 against 48 us.
+    """
+    by_column = factor.device.type == "cpu" and factor.dtype == torch.float32
+    return factor.T.contiguous().T if by_column else factor
 
 
 def _as_matrix(base: nn.Module, stored: Tensor) -> Tensor:
