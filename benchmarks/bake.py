@@ -58,7 +58,8 @@ def table() -> str:
     said += (
         "interpreter with torch and transformers holds. Every bake hashes what it writes, and what it reads unless it "
     )
-    said += "did before and the file did not change since.\n\n"
+    said += "did before and the file did not change since. "
+    said += "A bake ends when the disk has everything; the copy may end before.\n\n"
     return said + head + "".join(rows)
 
 

@@ -57,7 +57,7 @@ def _adapter(name: str, demo: Demo) -> str:
 
 
 def _matrix(demo: Demo) -> str:
-    head = ["answers of", *("the base" if voice == "plain" else f"the {voice}" for voice in VOICES)]
+    head = ["model \\ on answers of", *("the base" if voice == "plain" else f"the {voice}" for voice in VOICES)]
     rows = [[name, *(f"{demo.matrix[name][voice]:.3f}" for voice in VOICES)] for name in demo.matrix]
     return _table(head, rows)
 

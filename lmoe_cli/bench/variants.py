@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from lmoe_cli.bank.bank import Bank, build_bank
 from lmoe_cli.bank.linear import BlendedLinear
 from lmoe_cli.engine.attach import attach, detach, put
+from lmoe_cli.engine.base_model import quietly
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.loadout.loadout import Loadout
 
@@ -138,8 +138,7 @@ def peft(model: nn.Module, make: Callable[[nn.Module], Any]) -> Variant:
         model: The base. PEFT wraps its layers; the wrappers are put in place and taken away like a bank.
         make: Lets PEFT load adapters onto the model.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         wrapped = make(model)
         names = list(wrapped.peft_config)
         wrapped.base_model.set_adapter(names)
