@@ -21,6 +21,7 @@ FULL = {
 """Why nothing more can be written."""
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 NAME_A_FILE = "name the file itself"
+READABLE = "look at its permissions with ls -l, and at those of the folders it is in"
 
 
 @contextlib.contextmanager
@@ -34,8 +35,7 @@ def reading(path: Path) -> Iterator[None]:
         message = f"{path}: is a folder, not a file"
         raise InvalidFileError("not-a-file", message, hint=NAME_A_FILE, where=str(path)) from error
     except PermissionError as error:
-        hint = "look at its permissions with ls -l, and at those of the folders it is in"
-        raise AccessError("unreadable", f"{path}: no permission to read it", hint=hint, where=str(path)) from error
+        raise AccessError("unreadable", f"{path}: no permission to read it", hint=READABLE, where=str(path)) from error
     except OSError as error:
         raise _unusual(error, path, "read") from error
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from lmoe_cli import files, hub
 from lmoe_cli.checkpoint.header import Header, parse_header, read_header
 from lmoe_cli.checkpoint.index import INDEX_SUFFIX, MAX_INDEX_BYTES, Stored, gather, parse_index
+from lmoe_cli.disk import READABLE
 from lmoe_cli.errors import AccessError, InvalidFileError, NotFoundError, UsageError
 
 DEMO = Path(__file__).parent / "demo"
@@ -244,7 +245,7 @@ def _folder(ref: str, beside: Path | None) -> Path | None:
                 hint = f"name its folder: {candidate.parent}"
                 raise UsageError("not-a-folder", f"{ref}: a file, not a folder", hint=hint, where=ref)
         except PermissionError as error:
-            raise AccessError("unreadable", f"{ref}: no permission to read it", where=ref) from error
+            raise AccessError("unreadable", f"{ref}: no permission to read it", hint=READABLE, where=ref) from error
         except (OSError, ValueError, RuntimeError) as error:
             raise UsageError("bad-reference", f"{ref[:80]!r} cannot be a path", where=ref[:80]) from error
     return None

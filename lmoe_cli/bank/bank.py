@@ -37,13 +37,11 @@ class Bank:
 
     @property
     def size(self) -> int:
-        """Bytes of factors and vectors on the device."""
+        """Bytes of factors, vectors and whole matrices on the device."""
         seen: dict[int, Tensor] = {}
         for module in self.modules.values():
-            for tensor in module.buffers():
+            for tensor in module.held():
                 seen[id(tensor)] = tensor
-            if isinstance(module, BlendedLinear) and module.shared is not None:
-                seen[id(module.shared.a)] = module.shared.a
         return sum(tensor.numel() * tensor.element_size() for tensor in seen.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lmoe_cli.bank.gates import Gates
 
@@ -31,6 +31,10 @@ class Blended(nn.Module):
     def is_active(self) -> bool:
         """Whether any expert acts here at present."""
         return self.gates.is_active(self.experts)
+
+    def held(self) -> list[Tensor]:
+        """What experts bring here: factors, vectors and whole matrices."""
+        return list(self.buffers(recurse=False))
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -53,6 +53,10 @@ class BlendedEmbedding(Blended):
             if term.delta.saved is not None
         ]
 
+    def held(self) -> list[Tensor]:
+        vectors = [self.row.stack] if self.row else []
+        return [*super().held(), *vectors, *(matrix for _, _, matrix in self.saved)]
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Look tokens up.
 

@@ -151,6 +151,11 @@ class BlendedLinear(Blended):
         """Where its A is stacked."""
         return self._shared[0]
 
+    def held(self) -> list[Tensor]:
+        vectors = [own.stack for own in (self.row, self.column, self.shift) if own]
+        stacked = [] if self.shared is None else [self.shared.a]
+        return [*super().held(), *stacked, *vectors, *(matrix for _, _, matrix in self.saved)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer.
 

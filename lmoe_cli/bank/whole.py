@@ -31,6 +31,10 @@ class BlendedModule(Blended):
         super().__init__(base, gates, (term.expert for term in terms))
         self.terms = list(terms)
 
+    def held(self) -> list[Tensor]:
+        parts = ("a", "b", "row", "column", "bias", "saved")
+        return [tensor for term in self.terms for name in parts if (tensor := getattr(term.delta, name)) is not None]
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the module under each distinct row of gates.
 
