@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 demo: $(VENV)/.run  ## talk to the battle-mage; without a terminal, let it answer once
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/lmoe chat --loadout recipes/battlemage.yaml; \
-	else $(BIN)/lmoe chat --loadout recipes/battlemage.yaml --prompt "A goblin blocks the bridge."; fi
+	else echo "> A goblin blocks the bridge."; $(BIN)/lmoe chat --loadout recipes/battlemage.yaml --prompt "A goblin blocks the bridge."; fi
 
 test: $(VENV)/.test  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q

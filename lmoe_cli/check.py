@@ -24,6 +24,7 @@ from lmoe_cli.loadout.tokenizer import chat_template, differences
 EXTREME_SCALING = 64.0
 """Alpha/rank beyond which an adapter is more often broken than strong; real ones lie between 0.25 and 32."""
 CONTEXT_TOKENS = 4096
+"""Of the conversation that memory is told for, where the base takes as many."""
 MAX_NAMED = 3
 
 
@@ -259,8 +260,9 @@ def _memory(loadout: Loadout) -> dict[str, int]:
     item = 4 if loadout.base.dtype == "float32" else 2
     per_token = 2 * number("num_hidden_layers", "n_layer") * keys * width * item
     base, experts = loadout.base.size, sum(expert.adapter.size for expert in loadout.experts)
-    total = base + experts + per_token * CONTEXT_TOKENS
-    return {"base": base, "experts": experts, "cache_per_token": per_token, "total": total}
+    context = min(CONTEXT_TOKENS, number("max_position_embeddings", "n_positions", default=CONTEXT_TOKENS))
+    total = base + experts + per_token * context
+    return {"base": base, "experts": experts, "cache_per_token": per_token, "context": context, "total": total}
 
 
 def _about_memory(loadout: Loadout, memory: dict[str, int]) -> Iterator[Finding]:

@@ -39,15 +39,20 @@ def _knobs(session: Session) -> Event:
     mixer = session.mixer
     if not mixer.names:
         return Note("there are no experts: the base answers")
+    labelled = mixer.labelled
+
+    def rules(name: str) -> str:
+        return "" if name in labelled else "  × the recipe's rules per module"
+
     rows = [
-        (name, f"{weight:.2f}" + (f"  muted, was {mixer.aside[name]:.2f}" if name in mixer.aside else ""))
+        (name, f"{weight:.2f}" + rules(name) + (f"  muted, was {mixer.aside[name]:.2f}" if name in mixer.aside else ""))
         for name, weight in mixer.weights.items()
     ]
     return Facts("weights", tuple(rows))
 
 
 def _in_force(session: Session) -> Event:
-    return Note(weights_text(session.mixer.weights))
+    return Note(weights_text(session.mixer.labelled))
 
 
 def solo(session: Session, name: str) -> Iterator[Event]:
@@ -64,14 +69,14 @@ def mute(session: Session, name: str) -> Iterator[Event]:
     if not name:
         raise UsageError("usage", "/mute needs the name of an expert", hint=f"one of {', '.join(session.mixer.names)}")
     is_muted = session.mixer.mute(name)
-    yield Note(f"{weights_text(session.mixer.weights)}  ({name} {'muted' if is_muted else 'is back'})")
+    yield Note(f"{weights_text(session.mixer.labelled)}  ({name} {'muted' if is_muted else 'is back'})")
 
 
 def base(session: Session, _: str) -> Iterator[Event]:
     """Mute all experts, or bring them back."""
     is_muted = session.mixer.base()
     yield Note(
-        "the base alone; /base again brings the experts back" if is_muted else weights_text(session.mixer.weights)
+        "the base alone; /base again brings the experts back" if is_muted else weights_text(session.mixer.labelled)
     )
 
 
@@ -186,7 +191,7 @@ def save(session: Session, argument: str) -> Iterator[Event]:
     """Write a recipe with the weights in force."""
     path, force = _path("/save my.yaml", argument)
     session.save(path, force=force)
-    yield Note(f"saved with {weights_text(session.mixer.weights)}: {path}")
+    yield Note(f"saved with {weights_text(session.mixer.labelled)}: {path}")
 
 
 def load(session: Session, argument: str) -> Iterator[Event]:
@@ -200,7 +205,7 @@ def load(session: Session, argument: str) -> Iterator[Event]:
 def bake(session: Session, argument: str) -> Iterator[Event]:
     """Bake the weights in force."""
     path, _ = _path("/bake out/", argument)
-    yield Note(f"baking {weights_text(session.mixer.weights)} …")
+    yield Note(f"baking {weights_text(session.mixer.labelled)} …")
     yield Note(session.bake(path))
 
 
@@ -218,7 +223,7 @@ def greeting(session: Session) -> Iterator[Event]:
     """What a user should know of the loadout that answers."""
     loadout = session.engine.loadout
     name = f"{loadout.recipe.name}: " if loadout.recipe.name else ""
-    experts = f" + {weights_text(session.mixer.weights)}" if session.mixer.names else ""
+    experts = f" + {weights_text(session.mixer.labelled)}" if session.mixer.names else ""
     yield Note(f"{name}{loadout.base.ref}{experts}")
     if not session.engine.has_template:
         yield Note(CONTINUES)

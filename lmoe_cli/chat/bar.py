@@ -25,7 +25,7 @@ def weights_bar(weights: Mapping[str, float], selected: int, width: int, right: 
         right: Stands at the right end.
         ascii_only: The terminal has no blocks.
     """
-    texts = [f" {name} {weight:5.2f} " for name, weight in weights.items()]
+    texts = [f" {name} {_number(weight)}" for name, weight in weights.items()]
     right = right if sum(map(len, texts)) + len(right) + 2 <= width else ""
     room = width - len(right) - 2
     gauge = next((size for size in range(GAUGE, 1, -1) if sum(len(text) + size for text in texts) <= room), 0)
@@ -35,13 +35,18 @@ def weights_bar(weights: Mapping[str, float], selected: int, width: int, right: 
     for number, (name, weight) in enumerate(weights.items()):
         if number in shown:
             style = "class:bar.selected" if number == selected else "class:bar.name"
-            found.append((style, f" {name} "))
+            label = name.replace("×", "x") if ascii_only else name
+            found.append((style, f" {label} "))
             if gauge:
                 found += _gauge(weight, gauge, ascii_only=ascii_only)
-            found.append((style if not gauge else "class:bar.weight", f"{weight:5.2f} "))
+            found.append((style if not gauge else "class:bar.weight", _number(weight)))
     found.append(("class:bar.more", more[1] if shown.stop < len(texts) else " "))
     space = width - sum(len(part[1]) for part in found) - len(right)
     return [*found, ("class:bar.right", " " * max(space, 0) + right)]
+
+
+def _number(weight: float) -> str:
+    return f" {weight:.2f} "
 
 
 def _around(texts: Sequence[str], selected: int, room: int) -> range:

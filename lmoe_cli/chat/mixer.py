@@ -33,6 +33,15 @@ class Mixer:
         return self._engine.weights
 
     @property
+    def labelled(self) -> dict[str, float]:
+        """Weights in force as they are shown: ``×`` marks a knob that multiplies the recipe's rules per module."""
+        experts = self._engine.loadout.recipe.experts
+        return {
+            f"{name} ×" if name in experts and isinstance(experts[name].weight, list) else name: weight
+            for name, weight in self.weights.items()
+        }
+
+    @property
     def aside(self) -> dict[str, float]:
         """Expert's name → the weight it had before it was muted."""
         return dict(self._aside)

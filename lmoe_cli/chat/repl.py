@@ -138,7 +138,7 @@ class Repl:
         mixer, speed = self.session.mixer, self.session.speed
         right = f"{speed:.1f} tok/s" if speed else ""
         selected = mixer.selected if mixer.can_turn else -1
-        return weights_bar(mixer.weights, selected, self.screen.columns, f"{right:>12}", ascii_only=self._is_ascii)
+        return weights_bar(mixer.labelled, selected, self.screen.columns, f"{right:>12}", ascii_only=self._is_ascii)
 
     def _hint(self) -> str:
         """Stands in the empty prompt."""

@@ -94,7 +94,7 @@ class Session:
         seed = self.chat.seed if self.chat.seed is not None else secrets.randbits(32)
         sampling = replace(Sampling.of(self.chat), seed=seed)
         messages = self._messages(text, self._fitting(text, self.exchanges))
-        yield Heading(f"blend: {weights_text(self.mixer.weights)}")
+        yield Heading(f"blend: {weights_text(self.mixer.labelled)}")
         told = yield from self._stream(messages, sampling, self.values)
         yield told
         if told.finish == "interrupted":

@@ -93,7 +93,10 @@ def parse_header(read: ReadRange, size: int, where: str) -> Header:
     raw = read(PREFIX_BYTES, length)
     if len(raw) < length:
         raise _broken("header-truncated", where, f"the header ends after {len(raw)} of {length} bytes")
-    entries = parse_object(raw, where)
+    try:
+        entries = parse_object(raw, where)
+    except InvalidFileError as error:
+        raise _broken(error.code, where, f"the header is {str(error).removeprefix(f'{where}: ')}") from error
     metadata = _metadata(entries.pop("__metadata__", {}), where)
     tensors = {name: _tensor(name, entry, PREFIX_BYTES + length, where) for name, entry in entries.items()}
     _check_places(tensors, PREFIX_BYTES + length, size, where)

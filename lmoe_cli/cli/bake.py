@@ -114,6 +114,7 @@ def _model(
     from lmoe_cli.bake.verify import verify as compare
 
     def verified(written: Path) -> dict[str, Any]:
+        drawn.close()
         out.say("comparing with the live blend …")
         return compare(loadout, written).as_dict()
 

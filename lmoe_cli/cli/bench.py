@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from lmoe_cli.bench.variants import Variant
 
+NOISY = 0.3
+"""Distance between the quartiles of a step's time, relative to the median, beyond which numbers mean little."""
+
 
 @click.command()
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
@@ -90,6 +93,8 @@ def bench(
         ],
     )  # fmt: skip
     out.say(f"{found['device']}, {found['threads']} threads, {found['bandwidth_gb_s']} GB/s by a copy")
+    if noisy := [row.variant for row in rows if row.spread > NOISY]:
+        out.say(f"times of {', '.join(dict.fromkeys(noisy))} vary by more than {NOISY:.0%}: is something else running?")
     settings = {"synthetic": synthetic, "rank": rank, "layers": layers, "dtype": kind, **asdict(load)}
     out.finish({"rows": [asdict(row) for row in rows], "machine": found, "settings": settings, "step_bytes": weights})
 

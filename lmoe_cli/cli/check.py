@@ -51,33 +51,37 @@ def check(
             findings, code = report.findings, 0 if report.ok else 1
         except RefusedError as error:
             report, findings, code = Report((), (), {}), error.findings, error.exit_code
-        data.append(_facts(request.origin, report, ok=code == 0))
+        data.append(_facts(request.origin, report, findings, ok=code == 0))
         told += findings
         codes.append(code)
-        _show(out, request.origin, report, findings, github=github)
+        _show(out, request.origin, report, findings, github=github, named=len(recipes) > 1)
     failed = [code for code in codes if code]
     out.finish({"recipes": data}, told, ok=not failed)
     if failed:
         raise click.exceptions.Exit(failed[0])
 
 
-def _facts(origin: str, report: Any, *, ok: bool) -> dict[str, Any]:
+def _facts(origin: str, report: Any, findings: tuple[Finding, ...], *, ok: bool) -> dict[str, Any]:
     return {
         "recipe": origin,
         "ok": ok,
+        "findings": [item.as_dict() for item in findings],
         "memory": report.memory,
         "pairs": [vars(pair) for pair in report.pairs],
     }
 
 
-def _show(out: Output, origin: str, report: Any, findings: tuple[Finding, ...], *, github: bool) -> None:
+def _show(out: Output, origin: str, report: Any, findings: tuple[Finding, ...], *, github: bool, named: bool) -> None:
     if github:
         for item in findings:
             click.echo(annotation(origin, item), err=out.as_json)
     if out.as_json:
         return
     if not github:
-        show_findings([item for item in findings if item.severity != "note" or out.verbose or not out.quiet])
+        shown = [item for item in findings if item.severity != "note" or out.verbose or not out.quiet]
+        if named and shown:
+            click.echo(f"{origin}:", err=True)
+        show_findings(shown)
     if report.pairs and not out.quiet:
         nearest = heapq.nlargest(MAX_PAIRS, report.pairs, key=lambda pair: (not pair.same_base, pair.shared))
         rows = [
@@ -91,7 +95,7 @@ def _show(out: Output, origin: str, report: Any, findings: tuple[Finding, ...], 
         memory = report.memory
         click.echo(
             f"{origin}: {size(memory['base'])} base + {size(memory['experts'])} experts, "
-            f"{size(memory['total'])} with a conversation of 4096 tokens"
+            f"{size(memory['total'])} with a conversation of {memory['context']} tokens"
         )
     count = len(errors(findings))
     verdict = f"{count} error{'s' if count != 1 else ''}" if count else "the parts fit"
@@ -103,6 +107,6 @@ def annotation(origin: str, item: Finding) -> str:
     kind = {"error": "error", "warning": "warning", "note": "notice"}[item.severity]
     file, _, rest = item.where.partition(":") if item.where.startswith(origin + ":") else (origin, "", "1:1")
     line, _, column = rest.partition(":")
-    text = f"{item.message} {item.hint}".strip()
+    text = "\n".join(filter(None, (item.message, item.hint)))
     escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return f"::{kind} file={file},line={line or 1},col={column or 1},title={item.code}::{escaped}"

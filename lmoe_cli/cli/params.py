@@ -58,7 +58,7 @@ class Text(click.ParamType):  # type: ignore[type-arg]
 TEXT = Text()
 revision = click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub repository.")
 token = click.option("--token", metavar="TOKEN", help="Hub token; the stored one when left out.")
-force = click.option("--force", is_flag=True, help="Replace what stands at --out.")
+force = click.option("--force", is_flag=True, help="Replace what stands there.")
 trust_remote_code = click.option("--trust-remote-code", is_flag=True, help="Let the base run code of its repository.")
 
 

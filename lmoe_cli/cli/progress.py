@@ -32,6 +32,11 @@ class Bar:
         if self._drawn and self._task is not None:
             self._drawn.advance(self._task, size)
 
+    def close(self) -> None:
+        """Take it from the screen before the block ends, for what comes after the bytes."""
+        if self._drawn:
+            self._drawn.stop()
+
 
 @contextlib.contextmanager
 def bar(out: Output, title: str) -> Iterator[Bar]:

@@ -20,14 +20,19 @@ def choose_device(name: str | None = None) -> torch.device:
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("mps" if _has_mps() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # some devices only have shapes, no numbers
     except (RuntimeError, AssertionError) as error:
-        hint = "cpu, cuda, cuda:0, mps"
+        here = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if _has_mps() else [])]
+        hint = f"here there is {' and '.join(here)}; leave --device out to take the best"
         raise UsageError("device-unknown", f"no device '{name}' here", hint=hint) from error
     return device
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
 
 
 def choose_dtype(name: str | None, stored: str | None, size: int, device: torch.device) -> torch.dtype:

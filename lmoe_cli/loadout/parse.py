@@ -54,7 +54,7 @@ def _told(document: text.Document, item: Any) -> tuple[text.Place, Finding]:
     where = f"{document.name}:{place.line}:{place.column}"
     known = sorted(_known_keys(path[:-1], document.data))
     if kind == "extra_forbidden":
-        close = get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+        close = get_close_matches(str(path[-1]), known, n=1)
         parent = ".".join(str(part) for part in path[:-1]) or "a recipe"
         message = f"{parent} has no key '{path[-1]}'"
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"

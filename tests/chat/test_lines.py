@@ -72,3 +72,10 @@ def test_a_bar_without_room_for_all_shows_that_there_are_more():
     text = bar({f"expert{number}": 0.5 for number in range(9)}, width=40)
     assert text.startswith("  expert0  0.50  expert1  0.50 ")
     assert text.rstrip().endswith("›")
+
+
+def test_a_negative_weight_stands_apart_from_its_gauge():
+    bar = weights_bar({"mage": -0.4, "healer ×": 1.0}, 0, 80, "", ascii_only=True)
+    text = "".join(part for _, part in bar)
+    assert " mage ####------ -0.40 " in text
+    assert "healer x ##########" in text

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from chat.fakes import FakeEngine
 from lmoe_cli.chat.mixer import Mixer
 from lmoe_cli.errors import NotFoundError, UsageError
+from lmoe_cli.loadout.recipe import Recipe
 
 RECIPE = {"warrior": 0.6, "mage": 0.3, "healer": 0.1}
 
@@ -14,6 +15,19 @@ RECIPE = {"warrior": 0.6, "mage": 0.3, "healer": 0.1}
 @pytest.fixture
 def mixer():
     return Mixer(FakeEngine())
+
+
+def test_a_knob_that_multiplies_rules_is_marked():
+    engine = FakeEngine()
+    rules = [{"match": "layers.0", "value": 0.2}]
+    engine.loadout.recipe = Recipe.model_validate(
+        {
+            "base": "demo:adventurer",
+            "experts": {name: {"adapter": "a", "weight": rules if name == "mage" else 0.5} for name in RECIPE},
+        }
+    )
+    assert list(Mixer(engine).labelled) == ["warrior", "mage ×", "healer"]
+    assert list(Mixer(engine).weights) == list(RECIPE)
 
 
 def test_a_nudge_turns_the_selected_knob_by_a_twentieth(mixer):

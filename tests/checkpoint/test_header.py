@@ -215,3 +215,11 @@ def test_what_is_written_is_read_again(shapes):
     assert {name: (info.dtype, info.shape) for name, info in parsed(data).tensors.items()} == {
         name: (shape.dtype, shape.sides) for name, shape in shapes.items()
     }
+
+
+def test_a_damaged_header_is_not_called_a_text_to_mend():
+    with pytest.raises(InvalidFileError) as told:
+        parsed(framed(b"\xff\xfe"))
+    assert str(told.value) == "a.safetensors: the header is not valid JSON: byte 0 is not UTF-8"
+    assert "download it again" in told.value.hint
+    assert "by hand" not in told.value.hint

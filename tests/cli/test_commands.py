@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -145,11 +146,45 @@ def test_a_weight_that_is_not_finite_names_its_tensor(place):
     assert not (place / "out").exists()
 
 
+def test_the_bar_is_gone_before_a_comparison_is_told(place):
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "lmoe_cli", "bake", "mix.yaml", "--out", "out", "--verify"]
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.Popen(words, cwd=place, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    seen = b""
+    try:
+        while piece := os.read(ours, 4096):
+            seen += piece
+    except OSError:  # how a terminal ends whose other side is closed
+        pass
+    assert done.wait() == 0, seen
+    before, after = seen.split(b"comparing with the live blend", 1)
+    assert before.endswith(b"\x1b[2K")  # the line was cleared
+    assert b"baking" in before
+    assert b"baking" not in after
+
+
 def test_annotations_point_at_the_line(place):
     (place / "bad.yaml").write_text("base: ./base\nexperts:\n  one: {adapter: ./one, wieght: 1}\n")
     done = lmoe("check", "bad.yaml", "mix.yaml", "--github", cwd=place)
     assert done.returncode == 2
     assert "::error file=bad.yaml,line=3,col=25,title=recipe-invalid::" in done.stdout
+    assert "has no key 'wieght'%0Adid you mean 'weight'?" in done.stdout
+
+
+def test_findings_say_which_recipe_they_are_of(place):
+    text = "base: ./base\nexperts:\n  one: {adapter: ./nowhere}\n"
+    for name in ("first.yaml", "second.yaml"):
+        (place / name).write_text(text)
+    done = lmoe("check", "mix.yaml", "first.yaml", "second.yaml", cwd=place)
+    told = done.stderr.splitlines()
+    assert told.index("first.yaml:") < told.index("second.yaml:")
+    assert "error[" in told[told.index("first.yaml:") + 1]
+    done = lmoe("check", "mix.yaml", "first.yaml", "--json", cwd=place)
+    good, bad = document(done, "check", 3)["data"]["recipes"]
+    assert not [item for item in good["findings"] if item["severity"] == "error"]
+    assert [item["where"] for item in bad["findings"] if item["severity"] == "error"] == ["one"]
 
 
 def test_init_writes_a_recipe_that_checks(place):
