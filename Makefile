@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check docs picture bench demo-model format clean
+.PHONY: demo test check docs picture bench bench-quick demo-model format clean
 
 demo: $(VENV)/.run  ## talk to the battle-mage; without a terminal, let it answer once
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/lmoe chat --loadout recipes/battlemage.yaml; \
@@ -28,6 +28,9 @@ picture: $(VENV)/.docs  ## docs/chat.svg, drawn from the running program
 
 bench: $(VENV)/.test  ## every table of docs/benchmarks.md; wants a quiet machine
 	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/.run  ## a few ratios in half a minute; fails where one is far under what it was
+	$(BIN)/python -m benchmarks.quick
 
 demo-model: $(VENV)/.test  ## train the embedded model again from nothing, at most 30 minutes
 	$(BIN)/python -m demo_model

@@ -72,7 +72,7 @@ def test_folded_and_blended_compute_the_same(model):
     assert not torch.allclose(logits[0], logits[1], atol=1e-3)
 
 
-def test_a_planted_slowdown_is_seen(model):
+def test_a_planted_slowdown_of_a_fifth_is_seen(model):
     def slow(variant, seconds):
         def enter():
             model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
@@ -82,9 +82,9 @@ def test_a_planted_slowdown_is_seen(model):
 
         return variants.Variant(variant, 0, 0, enter, leave)
 
-    rows = measure(model, [slow("base", 0.02), slow("same", 0.02), slow("slower", 0.03)], Load(1, 4, 4, 5))
-    assert rows[1].ratio_to_base == pytest.approx(1.0, abs=0.12)
-    assert rows[2].ratio_to_base < 0.85
+    rows = measure(model, [slow("base", 0.04), slow("same", 0.04), slow("slower", 0.05)], Load(1, 4, 4, 5))
+    assert rows[1].ratio_to_base == pytest.approx(1.0, abs=0.07)
+    assert rows[2].ratio_to_base == pytest.approx(0.8, abs=0.07)
 
 
 def test_bytes_of_a_step_are_those_of_the_weights_it_reads(model):
