@@ -25,6 +25,7 @@ from demo_model.tables import CLASSES, read_tables
 from demo_model.tokens import encode
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.xdist_group("demo_model")  # trained once, by one worker
 
 
 def files(folder):
