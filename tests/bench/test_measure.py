@@ -82,9 +82,9 @@ def test_a_planted_slowdown_of_a_fifth_is_seen(model):
 
         return variants.Variant(variant, 0, 0, enter, leave)
 
-    rows = measure(model, [slow("base", 0.04), slow("same", 0.04), slow("slower", 0.05)], Load(1, 4, 4, 5))
-    assert rows[1].ratio_to_base == pytest.approx(1.0, abs=0.09)
-    assert rows[2].ratio_to_base == pytest.approx(0.8, abs=0.09)
+    rows = measure(model, [slow("base", 0.04), slow("same", 0.04), slow("slower", 0.05)], Load(1, 4, 4, 9))
+    assert rows[1].ratio_to_base == pytest.approx(1.0, abs=0.08)
+    assert rows[2].ratio_to_base < 0.9
 
 
 def test_bytes_of_a_step_are_those_of_the_weights_it_reads(model):
