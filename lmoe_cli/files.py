@@ -190,8 +190,9 @@ class NewFile:
         """Have the disk take what was written, and the system's cache forget what the disk has."""
         self._kept += written
         if self._kept >= KEPT and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             self._kept = 0
+            with contextlib.suppress(OSError):  # advice, which a file system may refuse
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     @property
     def sha256(self) -> str:

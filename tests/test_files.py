@@ -206,3 +206,23 @@ def test_what_is_no_disk_is_not_called_full():
     files.require_space(Path("/proc/x"), 1)
     with pytest.raises((InvalidFileError, AccessError)), files.new_folder(Path("/proc/x")):
         pass
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_a_large_file_is_whole_whatever_its_file_system_says_to_advice(tmp_path, monkeypatch, is_refused):
+    asked = []
+
+    def advise(*_):
+        asked.append(1)
+        if is_refused:
+            raise OSError(errno.EINVAL, "no advice here")
+
+    if is_refused:
+        monkeypatch.setattr(os, "posix_fadvise", advise)
+    data = os.urandom(files.KEPT // 4 + 3)
+    with files.NewFile(tmp_path / "large", hashed=True) as file:
+        for _ in range(11):
+            file.write(data)
+    assert (tmp_path / "large").read_bytes() == data * 11
+    assert file.sha256 == hashlib.sha256(data * 11).hexdigest()
+    assert len(asked) == (2 if is_refused else 0)

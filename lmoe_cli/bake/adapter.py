@@ -23,7 +23,7 @@ from lmoe_cli.adapter.write import Entry, lora_config, write_adapter
 from lmoe_cli.bake.lowrank import padded, truncate
 from lmoe_cli.bake.model import Verify, refuse_out
 from lmoe_cli.bake.plan import STORED_AS
-from lmoe_cli.bake.report import experts_facts, hashes
+from lmoe_cli.bake.report import experts_facts, file_hashes
 from lmoe_cli.bake.stored import stored_at
 from lmoe_cli.bank.delta import Delta, bias_update, update
 from lmoe_cli.bank.gates import in_force
@@ -115,7 +115,7 @@ def bake_adapter(
         for name in (name for name in loadout.base.side_files if name.startswith(("tokenizer", "chat_template"))):
             files.copy_file(loadout.base.source.require(name), folder / name)
         report = {
-            **experts_facts(loadout, hashes(loadout.base.source, loadout.base.weight_files)),
+            **experts_facts(loadout, file_hashes(loadout.base.source, loadout.base.weight_files)),
             "files": {"adapter_model.safetensors": digest},
             "modules": [
                 {"name": item.name, "rank": 0 if item.a is None else item.a.shape[0], "error": item.error}

@@ -13,7 +13,7 @@ from typing import Any
 
 from lmoe_cli import files
 from lmoe_cli.bake.plan import Plan, config_text, make_plan
-from lmoe_cli.bake.report import facts, hashes
+from lmoe_cli.bake.report import facts, file_hashes
 from lmoe_cli.bake.rows import Advance
 from lmoe_cli.bake.write import write_model
 from lmoe_cli.checkpoint.index import INDEX_SUFFIX
@@ -87,7 +87,7 @@ def _base_hashed_meanwhile(loadout: Loadout) -> Iterator[Callable[[], dict[str, 
     """Hash the base's weight files in a thread. Yields what waits for them and gives file name → SHA-256."""
     source = loadout.base.source
     pool = ThreadPoolExecutor(1)
-    pending = [pool.submit(hashes, source, (name,)) for name in loadout.base.weight_files]
+    pending = [pool.submit(file_hashes, source, (name,)) for name in loadout.base.weight_files]
     try:
         yield lambda: {name: digest for future in pending for name, digest in future.result().items()}
     finally:

@@ -21,7 +21,7 @@ def facts(loadout: Loadout, plan: Plan, written: list[Written], base_hashes: dic
         loadout: What was baked.
         plan: How.
         written: What came of it.
-        base_hashes: See `hashes`, of the base's weight files.
+        base_hashes: See `file_hashes`, of the base's weight files.
 
     Raises:
         LmoeError: A tensor of an adapter was not used, which is a bug.
@@ -64,7 +64,7 @@ def _expert(loadout: Loadout, expert: Expert) -> dict[str, Any]:
     return {
         "ref": adapter.ref,
         "revision": adapter.source.revision,
-        "sha256": hashes(adapter.weights, _weight_files(adapter)),
+        "sha256": file_hashes(adapter.weights, _weight_files(adapter)),
         "tensors": len(adapter.stored),
         "matched": len(used & set(adapter.stored)),
         "modules": len(adapter.parts),
@@ -81,7 +81,7 @@ def _weight_files(adapter: Adapter) -> tuple[str, ...]:
     return tuple(sorted({tensor.file for tensor in adapter.stored.values()}))
 
 
-def hashes(source: Source, names: tuple[str, ...]) -> dict[str, str]:
+def file_hashes(source: Source, names: tuple[str, ...]) -> dict[str, str]:
     """SHA-256 of files, in hexadecimal. Those in the Hub's cache are named by it and were checked on arrival."""
     return {name: _announced(source.require(name)) or sha256(source.require(name)) for name in names}
 

@@ -39,15 +39,11 @@ def _knobs(session: Session) -> Event:
     mixer = session.mixer
     if not mixer.names:
         return Note("there are no experts: the base answers")
-    labelled = mixer.labelled
-
-    def rules(name: str) -> str:
-        return "" if name in labelled else "  × the recipe's rules per module"
-
-    rows = [
-        (name, f"{weight:.2f}" + rules(name) + (f"  muted, was {mixer.aside[name]:.2f}" if name in mixer.aside else ""))
-        for name, weight in mixer.weights.items()
-    ]
+    rows = []
+    for name, weight in mixer.weights.items():
+        rules = "  × the recipe's rules per module" if mixer.multiplies(name) else ""
+        muted = f"  muted, was {mixer.aside[name]:.2f}" if name in mixer.aside else ""
+        rows.append((name, f"{weight:.2f}{rules}{muted}"))
     return Facts("weights", tuple(rows))
 
 

@@ -35,11 +35,12 @@ class Mixer:
     @property
     def labelled(self) -> dict[str, float]:
         """Weights in force as they are shown: ``×`` marks a knob that multiplies the recipe's rules per module."""
-        experts = self._engine.loadout.recipe.experts
-        return {
-            f"{name} ×" if name in experts and isinstance(experts[name].weight, list) else name: weight
-            for name, weight in self.weights.items()
-        }
+        return {f"{name} ×" if self.multiplies(name) else name: weight for name, weight in self.weights.items()}
+
+    def multiplies(self, name: str) -> bool:
+        """Whether the knob of an expert multiplies rules per module, and is not its weight itself."""
+        entry = self._engine.loadout.recipe.experts.get(name)
+        return entry is not None and isinstance(entry.weight, list)
 
     @property
     def aside(self) -> dict[str, float]:
