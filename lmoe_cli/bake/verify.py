@@ -83,7 +83,7 @@ def verify(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Ver
     rounded = [
         parameter
         for name, module in engine.model.named_modules()
-        if changed is None or name in changed
+        if changed is None or name.removesuffix(".base") in changed
         for parameter in module.parameters(recurse=False)
     ]
     moved = live.moves(engine.model, list(engine.model.parameters()), rounded, baked.dtype or "float32")

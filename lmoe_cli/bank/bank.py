@@ -14,8 +14,10 @@ from lmoe_cli.bank.delta import Term
 from lmoe_cli.bank.embedding import BlendedEmbedding
 from lmoe_cli.bank.experts import BlendedExperts, SliceTerm
 from lmoe_cli.bank.gates import Gates
-from lmoe_cli.bank.linear import BlendedLinear, Latest, SharedInput
+from lmoe_cli.bank.linear import BareLinear, BlendedLinear
 from lmoe_cli.bank.load import open_terms
+from lmoe_cli.bank.product import Products, choose_products
+from lmoe_cli.bank.shared import Latest, SharedInput
 from lmoe_cli.bank.tree import Location, Tree, compute_dtype, is_linear
 from lmoe_cli.bank.whole import BlendedModule
 from lmoe_cli.loadout.loadout import Loadout
@@ -34,6 +36,14 @@ class Bank:
     gates: Gates
     modules: Mapping[str, Blended]
     """Name among ``model.named_modules()`` → what replaces it."""
+    bare: Mapping[str, BareLinear]
+    """The same for every linear layer of the base, where other kernels than torch's choice are quicker; without
+    experts."""
+
+    @property
+    def live(self) -> dict[str, Blended]:
+        """What stands on the base while the blend runs: also layers without experts are computed the quickest way."""
+        return {**self.bare, **self.modules}
 
     @property
     def size(self) -> int:
@@ -66,20 +76,41 @@ def build_bank(model: nn.Module, loadout: Loadout, dtype: torch.dtype) -> Bank:
             found = terms.at(target, partial(tree.weight, place), partial(tree.bias, place))
             placed.setdefault(place.module, []).extend((place, term) for term in found)
     names = tuple(expert.name for expert in loadout.experts)
-    return Bank(names, gates, blended_modules(tree, {name: own for name, own in placed.items() if own}, gates, dtype))
+    return make_bank(tree, names, {name: own for name, own in placed.items() if own}, gates, dtype)
 
 
-def blended_modules(
-    tree: Tree, terms: Mapping[str, list[tuple[Location, Term]]], gates: Gates, dtype: torch.dtype
-) -> dict[str, Blended]:
-    """What replaces each module, sharing the stacked A where siblings read the same input.
+def make_bank(
+    tree: Tree,
+    names: tuple[str, ...],
+    terms: Mapping[str, list[tuple[Location, Term]]],
+    gates: Gates,
+    dtype: torch.dtype,
+) -> Bank:
+    """Make the modules that blend.
 
     Args:
         tree: The base's modules.
+        names: Of the experts, in the order of the gates.
         terms: Name of a module → what experts do to it, and where in it.
         gates: Of the model.
         dtype: Of the factors on modules whose own weight is quantised.
     """
+    layers = {name: module for name, module in tree.modules.items() if type(module) is nn.Linear}
+    products = choose_products(module.weight for module in layers.values())
+    bare: dict[str, BareLinear] = {}
+    if products != Products():
+        bare = {name: BareLinear(module, gates, len(names), products) for name, module in layers.items()}
+    return Bank(names, gates, _blended(tree, terms, gates, dtype, products), bare)
+
+
+def _blended(
+    tree: Tree,
+    terms: Mapping[str, list[tuple[Location, Term]]],
+    gates: Gates,
+    dtype: torch.dtype,
+    products: Products,
+) -> dict[str, Blended]:
+    """What replaces each module, sharing the stacked A where siblings read the same input."""
     made: dict[str, Blended] = {}
     linear: dict[str, list[Term]] = {}
     for name, placed in terms.items():
@@ -105,10 +136,10 @@ def blended_modules(
         first = tree.modules[group[0]]
         kind, device = compute_dtype(first, dtype), next(first.parameters()).device
         low = [name for name in group if any(term.delta.a is not None for term in linear[name])]
-        shared = SharedInput(gates, latest, [linear[name] for name in low], kind, device) if low else None
+        shared = SharedInput(gates, latest, [linear[name] for name in low], kind, device, products) if low else None
         for name in group:
             member = low.index(name) if name in low else 0
-            made[name] = BlendedLinear(tree.modules[name], linear[name], gates, shared, member, kind, device)
+            made[name] = BlendedLinear(tree.modules[name], linear[name], gates, shared, member, kind, device, products)
     return made
 
 

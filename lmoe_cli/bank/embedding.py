@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lmoe_cli.bank.blended import Blended
 from lmoe_cli.bank.delta import Term
 from lmoe_cli.bank.gates import Gates
-from lmoe_cli.bank.linear import Vectors
+from lmoe_cli.bank.vectors import Vectors
 
 
 class BlendedEmbedding(Blended):
@@ -75,14 +75,14 @@ class BlendedEmbedding(Blended):
         scale = getattr(self.base, "embed_scale", None)
         base = y
         if self.saved:
-            shares = [self.gates.values[:, expert, None] * factor for expert, factor, _ in self.saved]
+            shares = [self.gates.values[..., expert, None] * factor for expert, factor, _ in self.saved]
             keep = 1.0 - torch.stack(shares).sum(0)
             y = y * self.gates.spread(keep, y).to(y.dtype)
             for expert, factor, matrix in self.saved:
-                gate = self.gates.spread(self.gates.values[:, expert, None] * factor, y).to(y.dtype)
+                gate = self.gates.spread(self.gates.values[..., expert, None] * factor, y).to(y.dtype)
                 y = y + gate * _scaled(F.embedding(tokens, matrix), scale).to(y.dtype)
         if self.row:
-            y = y + base * self.gates.spread(self.row.sum(self.gates), y).to(y.dtype)
+            y = torch.addcmul(y, base, self.row.sum(self.gates, y))
         if self.a is not None and self.b is not None:
             low = F.embedding(tokens, self.a)  # (B, T, R)
             coefficients = self.gates.coefficients(self.layout, self.owner, low.dtype)

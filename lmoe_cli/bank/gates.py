@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def in_force(gates: Tensor | Sequence[Sequence[float]] | Sequence[float], skip_below: float) -> Tensor:
+def in_force(gates: Tensor | Sequence[Any], skip_below: float) -> Tensor:
     """Gates as they act, which is the same for a live, a folded and a baked blend.
 
     Args:
@@ -25,6 +25,16 @@ def in_force(gates: Tensor | Sequence[Sequence[float]] | Sequence[float], skip_b
     return torch.where(values.abs() < skip_below, 0.0, values)
 
 
+class Share(NamedTuple):
+    """The vectors of a batch on which one expert acts."""
+
+    expert: int
+    vectors: Tensor | None
+    """Their numbers in the flattened batch, (n,), int64; None for all of them."""
+    gates: Tensor
+    """g of each, (n, 1), or (1, 1) where it is the same for all; float32."""
+
+
 class Gates:
     """One small tensor of gates, and what modules derive from it, computed once per change.
 
@@ -36,35 +46,62 @@ class Gates:
 
     def __init__(self, count: int, device: torch.device | str = "cpu", skip_below: float = 0.0) -> None:
         self.values = torch.zeros(1, count, device=device)
-        """g, (rows, E), float32; one row for the whole batch, or one for each of its rows."""
+        """g, float32: (1, E) for the whole batch, (B, E) for each of its rows, or (B, T, E) for each of its tokens.
+        Gates of the same shape are written into the same memory, so that a captured graph sees them change."""
         self.skip_below = skip_below
         self._active: frozenset[int] = frozenset()
+        self._owned: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._derived: dict[Hashable, Any] = {}
 
-    def set(self, values: Tensor | Sequence[Sequence[float]] | Sequence[float]) -> None:
+    def set(self, values: Tensor | Sequence[Any]) -> None:
         """Change the gates; the next forward uses them.
 
         Args:
-            values: (E,), or (rows, E) where rows of a batch carry different blends.
+            values: (E,), or (B, E) where rows of a batch carry different blends, or (B, T, E) where its tokens do.
+                A tensor that requires a gradient gets one.
 
         Raises:
             ValueError: Not a finite number per expert.
         """
-        new = in_force(values, self.skip_below)
-        new = new[None] if new.dim() == 1 else new
-        if new.dim() != 2 or new.shape[1] != self.values.shape[1] or not torch.isfinite(new).all():
-            raise ValueError(f"gates must be {self.values.shape[1]} finite numbers per row, got {values!r}")
-        self._active = frozenset(new.any(dim=0).nonzero().flatten().tolist())
-        self.values = new.to(self.values.device)
-        self._derived.clear()
+        with torch.inference_mode(False):  # what is made here is written to again, whatever mode that happens in
+            new = in_force(values, self.skip_below)
+            new = new[None] if new.dim() == 1 else new
+            count = self.values.shape[-1]
+            if new.dim() not in (2, 3) or new.shape[-1] != count or not torch.isfinite(new).all():
+                raise ValueError(f"gates must be {count} finite numbers per row or token, got {_told(values)}")
+            self._active = frozenset(new.detach().flatten(0, -2).any(dim=0).nonzero().flatten().tolist())
+            self._derived.clear()
+            if new.shape == self.values.shape and not (new.requires_grad or self.values.requires_grad):
+                self.values.copy_(new)
+                for owner, coefficients in self._owned.values():
+                    coefficients.copy_(self.values[..., owner])
+            else:
+                self.values = new.to(self.values.device)
+                self._owned.clear()
 
     @property
     def rows(self) -> int:
+        """How many rows of a batch these gates are for; 1 also stands for any number of them."""
         return self.values.shape[0]
+
+    @property
+    def are_of_tokens(self) -> bool:
+        """Whether each token has gates of its own."""
+        return self.values.dim() == 3
+
+    @property
+    def are_same(self) -> bool:
+        """Whether the whole batch has the same gates."""
+        return self.values.shape[0] == 1 and self.values.dim() == 2
 
     def is_active(self, experts: frozenset[int]) -> bool:
         """Whether any of these experts has a gate that counts."""
         return not self._active.isdisjoint(experts)
+
+    @property
+    def are_sparse(self) -> bool:
+        """Whether some experts act on nothing, or on a part of the tokens."""
+        return self.are_of_tokens or len(self._active) < self.values.shape[-1]
 
     def coefficients(self, layout: Hashable, owner: Tensor, dtype: torch.dtype) -> Tensor:
         """The gate of the expert that owns each row of a stacked A.
@@ -75,9 +112,15 @@ class Gates:
             dtype: Of the result.
 
         Returns:
-            (rows, R).
+            As `values`, with R in place of E.
         """
-        return self.derived((layout, dtype), lambda: self.values[:, owner].to(dtype))
+        if self.values.requires_grad:
+            return self.values[..., owner].to(dtype)
+        found = self._owned.get((layout, dtype))
+        if found is None:
+            with torch.inference_mode(False):  # to be written to by `set`, outside of any such mode
+                found = self._owned[layout, dtype] = (owner, self.values[..., owner].to(dtype))
+        return found[1]
 
     def combine(self, key: Hashable, experts: Tensor, vectors: Tensor) -> Tensor:
         """The gated sum of one vector per expert.
@@ -88,8 +131,10 @@ class Gates:
             vectors: (K, n), float32.
 
         Returns:
-            (rows, n), float32.
+            As `values`, with n in place of E; float32.
         """
+        if self.are_of_tokens or self.values.requires_grad:  # as large as activations: not kept
+            return self.values[..., experts] @ vectors
         return self.derived(key, lambda: self.values[:, experts] @ vectors)
 
     def derived(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -100,10 +145,10 @@ class Gates:
         return found
 
     def spread(self, values: Tensor, x: Tensor) -> Tensor:
-        """Give each row of a batch its own values.
+        """Give each row or token of a batch its own values.
 
         Args:
-            values: (rows, n).
+            values: (rows, n), or (B, T, n).
             x: What they will be multiplied with or added to: (batch, ..., n), or flattened to (batch x tokens, n).
 
         Returns:
@@ -112,6 +157,10 @@ class Gates:
         Raises:
             ValueError: See `share`.
         """
+        if values.dim() == 3:
+            if x.shape[:-1] not in (values.shape[:2], (values.shape[0] * values.shape[1],)):
+                raise _unfit(x, f"gates for {values.shape[0]} x {values.shape[1]} tokens")
+            return values.view(*x.shape[:-1], values.shape[-1])
         if values.shape[0] == 1:
             return values[0]
         each = values if (share := self.share(x)) == 1 else values.repeat_interleave(share, dim=0)
@@ -128,5 +177,38 @@ class Gates:
         """
         count, rest = divmod(x.shape[0], self.rows)
         if rest or not count or (count > 1 and x.dim() > 2 and self.rows > 1):
-            raise ValueError(f"a batch of shape {tuple(x.shape)} cannot carry {self.rows} rows of gates")
+            raise _unfit(x, f"{self.rows} rows of gates")
         return count
+
+    def shares(self, x: Tensor) -> tuple[Share, ...]:
+        """Which experts act on which vectors, for those that act at all.
+
+        Args:
+            x: (batch, ..., n), or flattened to (batch x tokens, n).
+
+        Raises:
+            ValueError: See `spread`.
+        """
+        if self.values.requires_grad:
+            return self._shares(x)
+        return self.derived(("shares", x.shape[:-1]), lambda: self._shares(x))
+
+    def _shares(self, x: Tensor) -> tuple[Share, ...]:
+        active = sorted(self._active)
+        if self.are_same:
+            return tuple(Share(expert, None, self.values[:, expert, None]) for expert in active)
+        each = self.spread(self.values, x).expand(*x.shape[:-1], -1).reshape(-1, self.values.shape[-1])  # (N, E)
+        if each.shape[0] == 1:
+            return tuple(Share(expert, None, each[:, expert, None]) for expert in active)
+        expert_of, vectors = each.detach().T.nonzero(as_tuple=True)  # sorted by expert
+        counts = torch.bincount(expert_of, minlength=each.shape[1]).tolist()
+        found = zip(range(each.shape[1]), vectors.split(counts), strict=True)  # type: ignore[no-untyped-call]
+        return tuple(Share(expert, own, each[own, expert, None]) for expert, own in found if len(own))
+
+
+def _unfit(x: Tensor, gates: str) -> ValueError:
+    return ValueError(f"a batch of shape {tuple(x.shape)} cannot carry {gates}")
+
+
+def _told(values: Any) -> str:
+    return f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)[:80]

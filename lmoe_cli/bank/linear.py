@@ -8,7 +8,6 @@ Modules that read the same input share one product with their stacked A; each ad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,93 +16,35 @@ from torch.nn import functional as F
 from lmoe_cli.bank.blended import Blended
 from lmoe_cli.bank.delta import Term
 from lmoe_cli.bank.gates import Gates
+from lmoe_cli.bank.product import Products
+from lmoe_cli.bank.shared import SharedInput
+from lmoe_cli.bank.sparse import add_shares
 from lmoe_cli.bank.tree import is_transposed
+from lmoe_cli.bank.vectors import Vectors
 
 
-class Latest:
-    """The product that modules with the same input share at present: at most one in a whole model.
-
-    Activations of a whole prompt are large. A product is dropped when all who share it have asked, and by the next
-    one where some did not ask or brought another input.
-    """
-
-    __slots__ = ("input", "low", "site", "waiting")
-
-    def __init__(self) -> None:
-        self.site: SharedInput | None = None
-        self.input: Tensor | None = None
-        self.low: Tensor | None = None
-        """g A x of all members, (..., sum of R)."""
-        self.waiting = 0
-        """How many members have not asked yet."""
-
-
-class SharedInput(nn.Module):
-    """The stacked A of all experts on all modules that read one input, and the one product with it.
+class BareLinear(Blended):
+    """A linear layer without experts, computed by the fastest kernels while some expert acts elsewhere.
 
     Args:
+        base: The frozen layer.
         gates: Of the model.
-        latest: Of the model.
-        members: Terms with low-rank deltas of each module.
-        dtype: Of A and of the product.
-        device: Of the modules.
+        count: E.
+        products: Kernels to use.
     """
 
-    a: Tensor
-    owner: Tensor
+    def __init__(self, base: nn.Module, gates: Gates, count: int, products: Products) -> None:
+        super().__init__(base, gates, range(count))
+        self.products = products
 
-    def __init__(
-        self,
-        gates: Gates,
-        latest: Latest,
-        members: Sequence[Sequence[Term]],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        super().__init__()
-        self.gates = gates
-        self.latest = latest
-        self.experts = [frozenset(term.expert for term in terms) for terms in members]
-        low = [[term for term in terms if term.delta.a is not None] for terms in members]
-        stacked = [term.delta.a for terms in low for term in terms if term.delta.a is not None]
-        self.register_buffer("a", _laid_out(torch.cat(stacked).to(device, dtype)))  # (sum of R, d_in)
-        ranks = [(term.expert, term.delta.rank) for terms in low for term in terms]
-        self.layout = tuple(ranks)
-        owner = [expert for expert, rank in ranks for _ in range(rank)]
-        self.register_buffer("owner", torch.tensor(owner, device=device))
-        ends = torch.tensor([sum(term.delta.rank for term in terms) for terms in low]).cumsum(0).tolist()
-        self.bounds = list(zip([0, *ends], ends, strict=False))
-
-    def forward(self, x: Tensor, member: int) -> Tensor:
-        """The gated low-rank activations of one member.
-
-        Args:
-            x: Its input, (..., d_in). Members called with the same tensor share the product.
-            member: Which module asks.
-
-        Returns:
-            g A x, (..., R of that module).
-        """
-        latest = self.latest
-        if x is not latest.input or self is not latest.site:
-            low = F.linear(x.to(self.a.dtype), self.a)  # (..., sum of R)
-            coefficients = self.gates.coefficients(self.layout, self.owner, low.dtype)
-            low = low * self.gates.spread(coefficients, low)
-            if len(self.bounds) == 1:
-                return low
-            asking = self.gates.derived(self, self._asking)
-            latest.site, latest.input, latest.low, latest.waiting = self, x, low, asking
-        assert latest.low is not None, "it comes with its input"
-        start, stop = self.bounds[member]
-        result = latest.low[..., start:stop]
-        latest.waiting -= 1
-        if latest.waiting == 0:
-            latest.site = latest.input = latest.low = None
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layer: (..., d_in) → (..., d_out)."""
+        base = self._modules["base"]
+        assert base is not None, "there is always a base"
+        if self.is_active:
+            return self.products.of(base, x)
+        result: Tensor = base(x)
         return result
-
-    def _asking(self) -> int:
-        """How many members ask under the present gates; the others leave their base's output as it is."""
-        return sum(self.gates.is_active(experts) for experts in self.experts)
 
 
 class BlendedLinear(Blended):
@@ -117,6 +58,7 @@ class BlendedLinear(Blended):
         member: Its number there.
         dtype: Of B.
         device: Of the layer.
+        products: Kernels to use.
     """
 
     b: Tensor | None
@@ -130,8 +72,10 @@ class BlendedLinear(Blended):
         member: int,
         dtype: torch.dtype,
         device: torch.device,
+        products: Products,
     ) -> None:
         super().__init__(base, gates, (term.expert for term in terms))
+        self.products = products
         # In a tuple, so that the module tree does not hold what belongs to several modules.
         self._shared = (shared,)
         self._member = member
@@ -145,6 +89,7 @@ class BlendedLinear(Blended):
             for term in terms
             if term.delta.saved is not None
         ]
+        self._bends = bool(self.row or self.column or self.saved)
 
     @property
     def shared(self) -> SharedInput | None:
@@ -165,21 +110,28 @@ class BlendedLinear(Blended):
         Returns:
             y, (..., d_out), in the dtype the base gives.
         """
-        y: Tensor = self.base(x)  # (..., d_out)
+        base = self._modules["base"]
+        assert base is not None, "there is always a base"
         if not self.is_active:
-            return y
-        if self.row or self.column or self.saved:
+            plain: Tensor = base(x)
+            return plain
+        y = self.products.of(base, x)  # (..., d_out)
+        if self._bends:
             y = self._reshaped(x, y)
-        if self.b is not None:
-            assert self.shared is not None, "b comes with a stacked a"
-            low = self.shared(x, self._member)  # (..., R)
-            if y.dtype == self.b.dtype:
-                y.view(-1, y.shape[-1]).addmm_(low.flatten(0, -2), self.b.T)
-            else:
-                y = y + F.linear(low, self.b).to(y.dtype)
+        if (b := self._buffers["b"]) is not None:
+            y = self._with_low(x, y, b)
         if self.shift:
-            y = y + self.gates.spread(self.shift.sum(self.gates), y).to(y.dtype)
+            y = y + self.shift.sum(self.gates, y)
         return y
+
+    def _with_low(self, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
+        """The terms of low rank."""
+        shared = self._shared[0]
+        assert shared is not None, "b comes with a stacked a"
+        if shared.is_sparse(x):
+            return add_shares(y, x, shared.a, b, shared.members[self._member], self.gates, self.products)
+        low = shared.low(x, self._member)  # (..., R)
+        return self.products.add(y.view(-1, y.shape[-1]), low.flatten(0, -2), b).view(y.shape)
 
     def delta(self) -> Tensor:
         """The low-rank part of the blend under the first row of gates, (d_out, d_in), in the dtype of B."""
@@ -202,38 +154,15 @@ class BlendedLinear(Blended):
                 total = total + gate * F.linear(x, matrix).to(y.dtype)
             total = total if bias is None else total + bias
         if self.row:
-            total = total + product * self.gates.spread(self.row.sum(self.gates), y).to(y.dtype)
+            total = torch.addcmul(total, product, self.row.sum(self.gates, y))
         if self.column:
-            scaled = x * self.gates.spread(self.column.sum(self.gates), x).to(x.dtype)
+            scaled = x * self.column.sum(self.gates, x)
             added = self.base(scaled)
             total = total + (added if bias is None else added - bias)
         return total
 
     def _gate(self, expert: int) -> Tensor:
-        return self.gates.values[:, expert, None]  # (rows, 1)
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """One vector per expert, of which a gated sum is taken."""
-
-    experts: Tensor
-    """(K,), int64."""
-    stack: Tensor
-    """(K, n), float32."""
-
-    @staticmethod
-    def of(terms: Sequence[Term], name: str, device: torch.device) -> Vectors | None:
-        """The vectors of that name among the deltas; None where there are none."""
-        found = [(term.expert, vector) for term in terms if (vector := getattr(term.delta, name)) is not None]
-        if not found:
-            return None
-        experts = torch.tensor([expert for expert, _ in found], device=device)
-        return Vectors(experts, torch.stack([vector for _, vector in found]).to(device))
-
-    def sum(self, gates: Gates) -> Tensor:
-        """(rows, n), float32."""
-        return gates.combine(id(self), self.experts, self.stack)
+        return self.gates.values[..., expert, None]  # (rows, 1)
 
 
 def _laid_out(factor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmoe_cli.bank.bank import Bank, blended_modules
+from lmoe_cli.bank.bank import Bank, make_bank
 from lmoe_cli.bank.delta import Delta, Term
 from lmoe_cli.bank.gates import Gates
 from lmoe_cli.bank.tree import Location, Tree
@@ -92,4 +92,4 @@ def synthetic_bank(model: nn.Module, experts: int, rank: int, dtype: torch.dtype
                 b = torch.randn(d_out, rank, generator=generator) * SPREAD
                 terms.setdefault(name, []).append((Location(name), Term(number, Delta(a, b))))
     names = tuple(f"expert{number + 1}" for number in range(experts))
-    return Bank(names, gates, blended_modules(tree, terms, gates, dtype))
+    return make_bank(tree, names, terms, gates, dtype)

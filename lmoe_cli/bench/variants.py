@@ -45,8 +45,8 @@ def blend(model: nn.Module, bank: Bank) -> Variant:
         "blend",
         len(bank.names),
         bank.size,
-        lambda: attach(model, bank.modules),
-        lambda: detach(model, bank.modules),
+        lambda: attach(model, bank.live),
+        lambda: detach(model, bank.live),
     )
 
 

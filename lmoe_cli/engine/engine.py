@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe_cli.bank.bank import Bank
+from lmoe_cli.bank.blended import Blended
 from lmoe_cli.engine.attach import attach, detach
 from lmoe_cli.engine.base_model import load_tokenizer
 from lmoe_cli.engine.cache import KeyValues
@@ -42,6 +43,7 @@ class Engine:
         self.sampling = Sampling.of(loadout.recipe.chat)
         self._folded: Folded | None = None
         self._attached = False
+        self._worn: Mapping[str, Blended] = {}
         self._computing = threading.Lock()
         self._turned = True
         self.attach()
@@ -122,18 +124,21 @@ class Engine:
 
     def attach(self) -> None:
         """Put the experts onto the base."""
-        if not self._attached:
-            if not self._folded:
-                attach(self.model, self.bank.modules)
-            self._attached = True
+        self._attached = True
+        self._wear(self.bank.bare if self._folded else self.bank.live)
 
     def detach(self) -> nn.Module:
         """Take the experts off and return the base, bit for bit as it was loaded."""
-        if self._attached and not self._folded:
-            detach(self.model, self.bank.modules)
         self._attached = False
         self.unfold()
+        self._wear({})
         return self.model
+
+    def _wear(self, modules: Mapping[str, Blended]) -> None:
+        """Put modules onto the base in place of those that stand there."""
+        detach(self.model, self._worn)
+        attach(self.model, modules)
+        self._worn = modules
 
     def fold(self) -> None:
         """Fold the weights in force into the base in memory: from then on the blend costs nothing.
@@ -143,24 +148,26 @@ class Engine:
         """
         if self._folded:
             return
-        if self._attached:
-            detach(self.model, self.bank.modules)
+        worn = self._worn
+        self._wear({})
         try:
             self._folded = fold(self.model, self.loadout, self.weights)
         except BaseException:
-            if self._attached:
-                attach(self.model, self.bank.modules)
+            self._wear(worn)
             raise
+        if self._attached:
+            self.attach()
         self._turned = True  # gates that `set_gates` gave are not what was folded
         self._settle()
 
     def unfold(self) -> None:
         """Undo `fold`, to the last bit."""
         if self._folded:
+            self._wear({})
             self._folded.unfold()
             self._folded = None
             if self._attached:
-                attach(self.model, self.bank.modules)
+                self.attach()
 
     @contextmanager
     def alone(self) -> Iterator[nn.Module]:

@@ -1,0 +1,144 @@
+"""Which of torch's kernels multiplies vectors with a frozen matrix fastest on this processor.
+
+torch has several kernels for y = W x on a CPU, and chooses by rule: MKL in float32, oneDNN in 16 bits. On processors
+that the rule was not made for, another one reads the matrix at twice the speed: on an AMD EPYC of 2 cores a matrix of
+(4096, 1024) takes MKL 1140 us and oneDNN 590 us in float32, oneDNN 490 us and torch itself 260 us in bfloat16. All of
+them sum in float32, in another order; so the base alone, which is promised bit for bit, keeps the kernel of torch's
+choice, and only a model that carries experts is computed by the fastest.
+
+Which one that is, is measured on the model's own weights when it is loaded.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Activations (..., d_in), W (d_out, d_in) and bias (d_out,) → (..., d_out)."""
+
+LARGE_BYTES = 64 << 20
+"""Weights of a model below which nothing is measured: they stay in the cache, and every kernel is quick."""
+ENOUGH = 1 << 18
+"""Elements of a matrix below which a kernel's start costs more than its reading; these keep torch's choice."""
+SAMPLE = 6
+MANY = 32
+"""Vectors of the measurement that decides for several at once."""
+BETTER = 1.15
+"""How much faster another kernel must have been."""
+
+
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product by oneDNN, in float32."""
+    if torch.is_grad_enabled() or weight.numel() < ENOUGH:  # it has no gradient
+        return F.linear(x, weight, bias)
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
+
+
+def native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product by torch's own kernel, in 16 bits.
+
+    There is no other way to it than the switch of the whole process. What another thread computes meanwhile is as
+    right, and may be as fast.
+    """
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        return F.linear(x, weight, bias)
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+
+
+@dataclass(frozen=True)
+class Products:
+    """The kernels to use for one model."""
+
+    one: Kernel = F.linear
+    """For a single vector, as in decoding."""
+    many: Kernel = F.linear
+    """For several, as in a batch or a prompt."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """W x + b.
+
+        Args:
+            x: Activations, (..., d_in).
+            weight: W, (d_out, d_in), in the dtype of ``x``.
+            bias: b, (d_out,).
+
+        Returns:
+            (..., d_out).
+        """
+        if torch.compiler.is_compiling():  # the compiler chooses by itself
+            return F.linear(x, weight, bias)
+        return (self.one if x.numel() == x.shape[-1] else self.many)(x, weight, bias)
+
+    def of(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What a layer of the base computes; by its own forward where that is more than W x + b."""
+        if type(layer) is nn.Linear and not layer._forward_pre_hooks and not layer._forward_hooks:
+            own = layer._parameters
+            weight = own["weight"]
+            assert weight is not None, "a linear layer has a weight"
+            if weight.dtype == x.dtype:
+                return self(x, weight, own["bias"])
+        result: Tensor = layer(x)
+        return result
+
+    def add(self, y: Tensor, low: Tensor, b: Tensor) -> Tensor:
+        """Add B low to y, in place where that is possible.
+
+        Args:
+            y: (N, d_out), any float dtype.
+            low: (N, R), in the dtype of ``b``.
+            b: B, (d_out, R).
+
+        Returns:
+            (N, d_out), in the dtype of ``y``.
+        """
+        if y.dtype != b.dtype:
+            return y + F.linear(low, b).to(y.dtype)
+        if self.one is native and len(low) == 1 and not torch.compiler.is_compiling():
+            torch._C._set_mkldnn_enabled(False)
+            try:
+                return y.addmm_(low, b.T)
+            finally:
+                torch._C._set_mkldnn_enabled(True)
+        return y.addmm_(low, b.T)
+
+
+def choose_products(weights: Iterable[Tensor]) -> Products:
+    """Measure which kernels are fastest for a model.
+
+    Args:
+        weights: Of its linear layers, (d_out, d_in) each.
+    """
+    found = [weight for weight in weights if weight.device.type == "cpu" and weight.dim() == 2]
+    large = [weight for weight in found if weight.numel() >= ENOUGH and weight.is_floating_point()]
+    if sum(weight.nbytes for weight in large) < LARGE_BYTES or not torch._C._get_mkldnn_enabled():
+        return Products()
+    sample = large[:: max(1, len(large) // SAMPLE)][:SAMPLE]
+    if large[0].dtype == torch.float32:
+        return Products(_faster(onednn, sample, 1), _faster(onednn, sample, MANY))
+    return Products(one=_faster(native, sample, 1))
+
+
+@torch.inference_mode()
+def _faster(other: Kernel, weights: Sequence[Tensor], count: int) -> Kernel:
+    """The other kernel where it is faster than torch's choice, else that."""
+    inputs = [torch.ones(count, weight.shape[1], dtype=weight.dtype) for weight in weights]
+    ratios = []
+    for _ in range(3):
+        seconds = []
+        for kernel in (F.linear, other):
+            started = time.perf_counter()
+            for x, weight in zip(inputs, weights, strict=True):
+                kernel(x, weight, None)
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[0] / seconds[1])
+    return other if statistics.median(ratios) >= BETTER else F.linear
