@@ -46,6 +46,7 @@ class BlendedEmbedding(Blended):
         self.layout = tuple((term.expert, term.delta.rank) for term in low)
         owner = [term.expert for term in low for _ in range(term.delta.rank)]
         self.register_buffer("owner", torch.tensor(owner, device=device, dtype=torch.long))
+        gates.coefficients(self.layout, self.owner, dtype)  # from now on, so that compiled code finds them
         self.row = Vectors.of(terms, "row", device)
         self.saved = [
             (term.expert, term.factor, term.delta.saved.to(device, dtype))

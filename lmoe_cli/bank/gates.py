@@ -50,7 +50,8 @@ class Gates:
         Gates of the same shape are written into the same memory, so that a captured graph sees them change."""
         self.skip_below = skip_below
         self._active: frozenset[int] = frozenset()
-        self._owned: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._is_any_active = False
+        self._owned: dict[tuple[Hashable, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._derived: dict[Hashable, Any] = {}
 
     def set(self, values: Tensor | Sequence[Any]) -> None:
@@ -70,6 +71,7 @@ class Gates:
             if new.dim() not in (2, 3) or new.shape[-1] != count or not torch.isfinite(new).all():
                 raise ValueError(f"gates must be {count} finite numbers per row or token, got {_told(values)}")
             self._active = frozenset(new.detach().flatten(0, -2).any(dim=0).nonzero().flatten().tolist())
+            self._is_any_active = bool(self._active)
             self._derived.clear()
             if new.shape == self.values.shape and not (new.requires_grad or self.values.requires_grad):
                 self.values.copy_(new)
@@ -77,7 +79,8 @@ class Gates:
                     coefficients.copy_(self.values[..., owner])
             else:
                 self.values = new.to(self.values.device)
-                self._owned.clear()
+                for (layout, dtype), (owner, _) in self._owned.items():
+                    self._owned[layout, dtype] = (owner, self.values.detach()[..., owner].to(dtype))
 
     @property
     def rows(self) -> int:
@@ -95,7 +98,9 @@ class Gates:
         return self.values.shape[0] == 1 and self.values.dim() == 2
 
     def is_active(self, experts: frozenset[int]) -> bool:
-        """Whether any of these experts has a gate that counts."""
+        """Whether any of these experts has a gate that counts; to the compiler, whether any at all has one."""
+        if torch.compiler.is_compiling():  # which would compile anew for each set of experts that is at rest
+            return self._is_any_active
         return not self._active.isdisjoint(experts)
 
     @property
@@ -139,6 +144,8 @@ class Gates:
 
     def derived(self, key: Hashable, make: Callable[[], T]) -> T:
         """Something computed from the gates, other than None, kept until they change."""
+        if torch.compiler.is_compiling():
+            return make()
         found: T | None = self._derived.get(key)
         if found is None:
             found = self._derived[key] = make()

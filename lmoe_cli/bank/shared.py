@@ -71,9 +71,12 @@ class SharedInput(nn.Module):
         self.bounds = list(zip([0, *ends], ends, strict=False))
         self.members = tuple(Member.of(terms, start) for terms, (start, _) in zip(low, self.bounds, strict=True))
         """What each module brings to the stack."""
+        gates.coefficients(self.layout, self.owner, dtype)  # from now on, so that compiled code finds them
 
     def is_sparse(self, x: Tensor) -> bool:
         """Whether the members had better compute only with the experts that act; the same for all of them."""
+        if torch.compiler.is_compiling():
+            return False
         return self.gates.are_sparse and is_worth(self.gates, x, self.members)
 
     def low(self, x: Tensor, member: int) -> Tensor:
@@ -87,14 +90,12 @@ class SharedInput(nn.Module):
             g A x, (..., R of that module).
         """
         start, stop = self.bounds[member]
-        if torch.compiler.is_compiling():  # which finds by itself that the members' products are the same
-            return self._product(x)[..., start:stop]
         latest = self.latest
         if x is not latest.input or self is not latest.site:
             low = self._product(x)
             if len(self.bounds) == 1:
                 return low
-            asking = self.gates.derived(self, self._asking)
+            asking = self.gates.derived(id(self), self._asking)
             latest.site, latest.input, latest.low, latest.waiting = self, x, low, asking
         assert latest.low is not None, "it comes with its input"
         result = latest.low[..., start:stop]

@@ -1,9 +1,8 @@
-"""Time decoding steps of several variants in turn, A B C A B C …, so that a drifting machine hits all alike."""
+"""Time several variants in turn, A B C A B C …, so that a drifting machine hits all alike."""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,7 @@ import torch
 from torch import nn
 
 from lmoe_cli.bench.variants import Variant
-from lmoe_cli.engine.cache import last_only
-from lmoe_cli.errors import UsageError
+from lmoe_cli.bench.work import Prefill, Work
 
 WARM_UP = 3
 
@@ -27,114 +25,67 @@ class Row:
     tokens_per_s: float
     """Of all rows of the batch together."""
     ms_per_token: float
-    """Median time of a step, in milliseconds."""
+    """Median time of a step, or of a prompt per token of a row, in milliseconds."""
     spread: float
-    """Distance between the quartiles of a step's time, relative to the median."""
+    """Distance between the quartiles of the time, relative to the median."""
     ratio_to_base: float
-    """Speed relative to the base: the median of the ratios round by round."""
+    """Speed relative to the first variant: the median of the ratios round by round."""
     byte_limit: float
-    """What reading the experts' bytes beside the base's allows at most."""
+    """What reading the experts' bytes beside the base's allows at most; for a prompt, what their arithmetic allows."""
     peak_bytes: int
     """Bytes that it needs by itself: on a GPU the allocator's peak, less what the other variants hold meanwhile;
     elsewhere the weights, its experts and the cache, counted."""
 
 
-@dataclass(frozen=True)
-class Load:
-    """What each step does."""
-
-    batch: int
-    context: int
-    """Tokens in the cache."""
-    steps: int
-    """Tokens per round."""
-    rounds: int
-
-
-class Runner:
-    """Runs decoding steps on a model.
-
-    Args:
-        model: A causal language model.
-        load: What each step does.
-    """
-
-    def __init__(self, model: nn.Module, load: Load) -> None:
-        self.model = model
-        self.load = load
-        self.device = next(model.parameters()).device
-        self._last_only = last_only(model)
-
-    @torch.inference_mode()
-    def round(self) -> float:
-        """Seconds per step, averaged over one round.
-
-        Raises:
-            UsageError: The model keeps no keys and values, so that a step is not the cost of one token.
-        """
-        generator = torch.Generator().manual_seed(0)
-        rows = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        prompt = torch.randint(rows, (self.load.batch, self.load.context), generator=generator).to(self.device)
-        cache = getattr(self.model(input_ids=prompt, use_cache=True, **self._last_only), "past_key_values", None)
-        if cache is None:
-            message = f"{type(self.model).__name__} keeps no keys and values, so there is no step to measure"
-            raise UsageError("cache-missing", message, hint="measure a base with attention")
-        token = prompt[:, :1]
-        self._wait()
-        started = time.perf_counter()
-        for _ in range(self.load.steps):
-            self.model(input_ids=token, past_key_values=cache, use_cache=True)
-        self._wait()
-        return (time.perf_counter() - started) / self.load.steps
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
 def measure(
-    model: nn.Module, variants: Sequence[Variant], load: Load, told: Callable[[str], None] = lambda _: None
+    model: nn.Module,
+    variants: Sequence[Variant],
+    work: Work,
+    rounds: int,
+    told: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
     """Measure variants against the first one.
 
     Args:
         model: What they run on.
         variants: The first is the base.
-        load: What each step does.
+        work: What each does.
+        rounds: How often, after a warm-up.
         told: Informed of progress.
     """
-    runner = Runner(model, load)
+    device = next(model.parameters()).device
     times: list[list[float]] = [[] for _ in variants]
     peaks = [0] * len(variants)
-    for number in range(load.rounds + WARM_UP):
-        told(f"round {number + 1} of {load.rounds + WARM_UP}")
+    for number in range(rounds + WARM_UP):
+        told(f"round {number + 1} of {rounds + WARM_UP}")
         for index, variant in enumerate(variants):
             variant.enter()
             try:
-                if runner.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(runner.device)
-                seconds = runner.round()
-                peaks[index] = _needed(model, variants, variant, load)
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(device)
+                seconds = work.seconds(model, variant.prepare)
+                peaks[index] = _needed(model, variants, variant, work)
             finally:
                 variant.leave()
             if number >= WARM_UP:
                 times[index].append(seconds)
-    weights = step_bytes(model)
+    weights = linear_bytes(model) if isinstance(work, Prefill) else step_bytes(model)
     return [
-        _row(variant, own, times[0], load, weights, peak)
+        _row(variant, own, times[0], work, weights, peak)
         for variant, own, peak in zip(variants, times, peaks, strict=True)
     ]
 
 
-def _row(variant: Variant, own: list[float], base: list[float], load: Load, weights: int, peak: int) -> Row:
+def _row(variant: Variant, own: list[float], base: list[float], work: Work, weights: int, peak: int) -> Row:
     median = statistics.median(own)
     low, _, high = statistics.quantiles(own, n=4) if len(own) > 1 else (median, median, median)
     ratios = [first / second for first, second in zip(base, own, strict=True)]
+    each = work.length if isinstance(work, Prefill) else 1
     return Row(
         variant.name,
         variant.experts,
-        round(load.batch / median, 2),
-        round(median * 1e3, 3),
+        round(work.tokens / median, 2),
+        round(median * 1e3 / each, 3),
         round((high - low) / median, 3),
         round(statistics.median(ratios), 3),
         round(weights / (weights + variant.size), 3),
@@ -150,17 +101,24 @@ def step_bytes(model: nn.Module) -> int:
     seen = {id(parameter): parameter for parameter in model.parameters()}
     if not tied:
         seen.pop(id(embedding), None)
-    return sum(parameter.numel() * parameter.element_size() for parameter in seen.values())
+    return sum(parameter.nbytes for parameter in seen.values())
 
 
-def _needed(model: nn.Module, variants: Sequence[Variant], variant: Variant, load: Load) -> int:
+def linear_bytes(model: nn.Module) -> int:
+    """Bytes of weights that every token of a prompt is multiplied with: neither the embedding nor the head."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
+    apart = {id(module.weight) for module in ends if module is not None}
+    return sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in apart)
+
+
+def _needed(model: nn.Module, variants: Sequence[Variant], variant: Variant, work: Work) -> int:
     parameter = next(model.parameters())
     if parameter.device.type == "cuda":
-        others = sum(other.size for other in variants if other is not variant)
+        others = sum(other.held for other in variants if other is not variant)
         return torch.cuda.max_memory_allocated(parameter.device) - others
     config: Any = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * heads * width * load.batch * (load.context + load.steps)
-    weights = sum(item.numel() * item.element_size() for item in model.parameters())
-    return int(weights + variant.size + cache * parameter.element_size())
+    cache = 2 * config.num_hidden_layers * heads * width * work.held_tokens
+    weights = sum(item.nbytes for item in model.parameters())
+    return int(weights + variant.held + cache * parameter.element_size())

@@ -7,7 +7,7 @@ anew instead of being kept twice.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -17,10 +17,15 @@ from lmoe_cli.bank.delta import Delta, Term
 from lmoe_cli.bank.gates import Gates
 from lmoe_cli.bank.tree import Location, Tree
 from lmoe_cli.bench.shapes import SHAPES
+from lmoe_cli.bench.work import SEED
 
 SMALL_VOCABULARY = 512
 """Rows of the embedding where only some layers are measured, so that the head does not drown them."""
 SPREAD = 0.02
+
+Kind = Literal["lora", "dora", "bias", "mixed"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""Of synthetic experts."""
 
 
 def synthetic_model(shape: str, layers: int | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -70,26 +75,37 @@ def _restore_buffers(model: nn.Module) -> None:
                 setattr(module, name, buffer.to(next(model.parameters()).device))
 
 
-def synthetic_bank(model: nn.Module, experts: int, rank: int, dtype: torch.dtype) -> Bank:
+def synthetic_bank(model: nn.Module, experts: int, rank: int, dtype: torch.dtype, kind: Kind = "lora") -> Bank:
     """Random experts on every linear layer of the decoder, all with gate 1/E.
 
     Args:
         model: From `synthetic_model`.
         experts: E.
-        rank: Of each expert.
+        rank: Of each expert; of the average one where ranks are mixed.
         dtype: Of the factors.
+        kind: Plain LoRA, with a magnitude per row as DoRA has it, with biases, or of ranks that differ.
     """
     tree = Tree(model)
     gates = Gates(experts, next(model.parameters()).device)
     gates.set([1.0 / experts] * experts)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     terms: dict[str, list[tuple[Location, Term]]] = {}
     for name, module in tree.modules.items():
         if isinstance(module, nn.Linear) and ".layers." in name:
             d_out, d_in = module.weight.shape
             for number in range(experts):
-                a = torch.randn(rank, d_in, generator=generator) * SPREAD
-                b = torch.randn(d_out, rank, generator=generator) * SPREAD
-                terms.setdefault(name, []).append((Location(name), Term(number, Delta(a, b))))
+                own = _rank(rank, number, experts) if kind == "mixed" else rank
+                a = torch.randn(own, d_in, generator=generator) * SPREAD
+                b = torch.randn(d_out, own, generator=generator) * SPREAD
+                vector = torch.randn(d_out, generator=generator) * SPREAD
+                row, bias = vector if kind == "dora" else None, vector if kind == "bias" else None
+                terms.setdefault(name, []).append((Location(name), Term(number, Delta(a, b, row=row, bias=bias))))
     names = tuple(f"expert{number + 1}" for number in range(experts))
     return make_bank(tree, names, terms, gates, dtype)
+
+
+def _rank(rank: int, number: int, experts: int) -> int:
+    """Ranks from half to one and a half times the average, which they keep together."""
+    if experts == 1:
+        return rank
+    return max(1, rank // 2 + round(rank * number / (experts - 1)))

@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 from lmoe_cli.bank.bank import Bank, build_bank
 from lmoe_cli.bank.linear import BlendedLinear
+from lmoe_cli.bench.work import SEED, Prepare
 from lmoe_cli.engine.attach import attach, detach, put
 from lmoe_cli.engine.base_model import quietly
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.loadout.loadout import Loadout
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -22,32 +27,66 @@ class Variant:
     """One way to run the base."""
 
     name: str
-    """``base``, ``blend``, ``folded`` or ``peft``."""
-    experts: int
-    size: int
+    """``base``, ``bare``, ``blend``, ``folded`` or ``peft``."""
+    experts: int = 0
+    size: int = 0
     """Bytes of experts that a step reads."""
-    enter: Callable[[], None]
-    leave: Callable[[], None]
-
-
-def _nothing() -> None:
-    pass
+    held: int = 0
+    """Bytes of experts in memory."""
+    enter: Callable[[], None] = _nothing
+    leave: Callable[[], None] = _nothing
+    prepare: Prepare = _nothing
 
 
 def base() -> Variant:
-    """The base as it was loaded."""
-    return Variant("base", 0, 0, _nothing, _nothing)
+    """The base as it was loaded, computed as transformers does."""
+    return Variant("base")
 
 
-def blend(model: nn.Module, bank: Bank) -> Variant:
-    """The base with a bank on it."""
+def bare(model: nn.Module, bank: Bank) -> Variant:
+    """The base without experts, by the kernels that a blend is computed with: what experts cost is against this."""
+    return Variant("bare", enter=lambda: attach(model, bank.bare), leave=lambda: detach(model, bank.bare))
+
+
+def blend(model: nn.Module, bank: Bank, gating: Gating | None = None) -> Variant:
+    """The base with a bank on it.
+
+    Args:
+        model: The base.
+        bank: Its gates stay as they are where ``gating`` is None.
+        gating: What gives rows or tokens blends of their own.
+    """
+    experts = len(bank.names)
+    read = bank.size if gating is None or gating.top is None else bank.size * min(gating.top, experts) // experts
     return Variant(
         "blend",
-        len(bank.names),
+        experts,
+        read,
         bank.size,
         lambda: attach(model, bank.live),
         lambda: detach(model, bank.live),
+        _nothing if gating is None else lambda rows, tokens: bank.gates.set(gating.gates(rows, tokens, experts)),
     )
+
+
+class Gating:
+    """Makes gates as a router would: those of each row of a batch, or a few experts for each token.
+
+    Args:
+        top: How many experts a token meets; None gives rows blends of all experts.
+    """
+
+    def __init__(self, top: int | None = None) -> None:
+        self.top = top
+        self._generator = torch.Generator().manual_seed(SEED)
+
+    def gates(self, rows: int, tokens: int, experts: int) -> Tensor:
+        """Random gates: (rows, E), or (rows, tokens, E) with all but a few zero."""
+        if self.top is None:
+            return torch.rand(rows, experts, generator=self._generator) / experts
+        chance = torch.rand(rows, tokens, experts, generator=self._generator)
+        chosen = chance.topk(min(self.top, experts), dim=-1).indices
+        return torch.zeros_like(chance).scatter(-1, chosen, 1.0 / self.top)
 
 
 def counts(most: int) -> list[int]:
@@ -58,20 +97,28 @@ def counts(most: int) -> list[int]:
     return [*(1 << power for power in range(most.bit_length()) if 1 << power < most), most]
 
 
-def of_engine(engine: Engine, experts: int) -> Variant:
-    """An engine's base with the first few of its experts on it, at the recipe's weights."""
+def of_engine(engine: Engine, experts: int, gating: Gating | None = None) -> Variant:
+    """An engine's base with the first few of its experts on it, at the recipe's weights unless told otherwise."""
     loadout = engine.loadout
     if experts == len(loadout.experts):
-        return blend(engine.model, engine.bank)
+        return blend(engine.model, engine.bank, gating)
     few = replace(loadout, experts=loadout.experts[:experts])
     bank = build_bank(engine.model, few, next(engine.model.parameters()).dtype)
     bank.gates.set([expert.weight for expert in few.experts])
-    return blend(engine.model, bank)
+    return blend(engine.model, bank, gating)
 
 
 def folded_engine(engine: Engine) -> Variant:
     """An engine's base with all of its experts folded in."""
-    return Variant("folded", len(engine.loadout.experts), 0, engine.fold, engine.unfold)
+
+    def enter() -> None:
+        engine.attach()
+        engine.fold()
+
+    def leave() -> None:
+        engine.detach()
+
+    return Variant("folded", len(engine.loadout.experts), enter=enter, leave=leave)
 
 
 def folded(model: nn.Module, bank: Bank, restore: Callable[[str, nn.Parameter], None]) -> Variant:
@@ -89,14 +136,16 @@ def folded(model: nn.Module, bank: Bank, restore: Callable[[str, nn.Parameter], 
                 if isinstance(module, BlendedLinear):
                     weight: Tensor = module.base.weight  # type: ignore[assignment]
                     weight.add_(module.delta().to(weight.dtype))
+        attach(model, bank.bare)
 
     def leave() -> None:
+        detach(model, bank.bare)
         changed = {id(module.base) for module in bank.modules.values()}
         for name, module in model.named_modules():
             if id(module) in changed:
                 restore(f"{name}.weight", module.weight)
 
-    return Variant("folded", len(bank.names), 0, enter, leave)
+    return Variant("folded", len(bank.names), enter=enter, leave=leave)
 
 
 def random_adapters(experts: int, rank: int) -> Callable[[nn.Module], Any]:
@@ -153,4 +202,24 @@ def peft(model: nn.Module, make: Callable[[nn.Module], Any]) -> Variant:
     )
 
     put(model, own)
-    return Variant("peft", len(names), size, lambda: put(model, layers), lambda: put(model, own))
+    return Variant("peft", len(names), size, size, lambda: put(model, layers), lambda: put(model, own))
+
+
+def compiled(model: nn.Module, variant: Variant) -> Variant:
+    """A variant of which torch's compiler makes the decoding steps, as CUDA graphs on a GPU."""
+    mode = "reduce-overhead" if next(model.parameters()).device.type == "cuda" else None
+    plain = model.forward
+    quick = torch.compile(plain, dynamic=False, fullgraph=True, mode=mode)
+
+    def forward(input_ids: Tensor, **rest: Any) -> Any:
+        return (quick if input_ids.shape[1] == 1 else plain)(input_ids=input_ids, **rest)
+
+    def enter() -> None:
+        variant.enter()
+        model.forward = forward
+
+    def leave() -> None:
+        del model.forward
+        variant.leave()
+
+    return replace(variant, enter=enter, leave=leave)

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from lmoe_cli.bank.bank import Bank
 from lmoe_cli.bench import variants
-from lmoe_cli.bench.measure import Load, measure, step_bytes
+from lmoe_cli.bench.measure import WARM_UP, measure, step_bytes
 from lmoe_cli.bench.shapes import SHAPES
-from lmoe_cli.bench.synthetic import fill, synthetic_bank, synthetic_model
+from lmoe_cli.bench.synthetic import KINDS, fill, synthetic_bank, synthetic_model
+from lmoe_cli.bench.work import Decode, Prefill
 from lmoe_cli.engine.build import start
 from lmoe_cli.errors import UsageError
 
@@ -72,6 +73,70 @@ def test_folded_and_blended_compute_the_same(model):
     assert not torch.allclose(logits[0], logits[1], atol=1e-3)
 
 
+def test_a_bench_gives_rows_and_tokens_the_gates_it_says(model):
+    bank = synthetic_bank(model, 5, 4, torch.float32)
+    seen = []
+    real = bank.gates.set
+    bank.gates.set = lambda values: (seen.append(values), real(values))
+    for gating, expected in ((variants.Gating(), {(3, 5)}), (variants.Gating(2), {(3, 6, 5), (3, 1, 5)})):
+        seen.clear()
+        variant = variants.blend(model, bank, gating)
+        variant.enter()
+        Decode(3, 6, 2).seconds(model, variant.prepare)
+        variant.leave()
+        assert {tuple(values.shape) for values in seen} == expected
+        if gating.top:
+            assert all((values != 0).sum(-1).eq(2).all() for values in seen)
+        else:
+            assert not torch.equal(seen[0][0], seen[0][1])
+    assert variants.blend(model, bank, variants.Gating(2)).size == bank.size * 2 // 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_experts_of_every_kind_compute_what_their_deltas_add_to_the_base(model, kind):
+    bank = synthetic_bank(model, 3, 4, torch.float32, kind)
+    name = "model.layers.0.self_attn.v_proj"
+    layer = bank.modules[name]
+    x = torch.randn(2, 5, 64)
+    y = layer.base(x)
+    start, stop = layer.shared.bounds[layer._member]
+    expected = y + x @ ((layer.b / 3) @ layer.shared.a[start:stop]).T
+    if kind == "dora":
+        expected = expected + y * layer.row.stack.sum(0) / 3
+    if kind == "bias":
+        expected = expected + layer.shift.stack.sum(0) / 3
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    ranks = {rank for _, rank in layer.shared.layout}
+    assert ranks == ({2, 4, 6} if kind == "mixed" else {4})
+
+
+def test_a_prompt_is_measured_with_the_share_of_arithmetic(model):
+    bank = synthetic_bank(model, 2, 4, torch.float32)
+    rows = measure(model, [variants.base(), variants.blend(model, bank)], Prefill(2, 16), 3)
+    weights = sum(
+        module.weight.nbytes
+        for name, module in model.named_modules()
+        if ".layers." in name and hasattr(module, "weight")
+    )
+    weights += model.model.norm.weight.nbytes
+    assert rows[1].byte_limit == pytest.approx(weights / (weights + bank.size), abs=1e-3)
+    assert rows[0].ms_per_token * 16 / 1e3 == pytest.approx(2 * 16 / rows[0].tokens_per_s, rel=0.02)
+
+
+def test_what_is_compiled_is_what_is_measured_and_the_base_is_left_as_it_was(model, monkeypatch):
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda forward, **_: lambda **words: calls.append(words["input_ids"].shape) or forward(**words),
+    )
+    calls = []
+    forward = model.forward
+    rows = measure(model, [variants.compiled(model, variants.base())], Decode(2, 4, 3, is_static=True), 2)
+    assert rows[0].ratio_to_base == 1.0
+    assert calls == [torch.Size([2, 1])] * 3 * (2 + WARM_UP)
+    assert model.forward == forward
+
+
 def test_a_planted_slowdown_of_a_fifth_is_seen(model):
     def slow(variant, seconds):
         def enter():
@@ -80,9 +145,9 @@ def test_a_planted_slowdown_of_a_fifth_is_seen(model):
         def leave():
             model._forward_pre_hooks.clear()
 
-        return variants.Variant(variant, 0, 0, enter, leave)
+        return variants.Variant(variant, enter=enter, leave=leave)
 
-    rows = measure(model, [slow("base", 0.04), slow("same", 0.04), slow("slower", 0.05)], Load(1, 4, 4, 9))
+    rows = measure(model, [slow("base", 0.04), slow("same", 0.04), slow("slower", 0.05)], Decode(1, 4, 4), 9)
     assert rows[1].ratio_to_base == pytest.approx(1.0, abs=0.08)
     assert rows[2].ratio_to_base < 0.9
 
@@ -117,10 +182,10 @@ def test_a_model_that_keeps_no_keys_and_values_is_refused():
 
     model = MambaForCausalLM(MambaConfig(vocab_size=96, hidden_size=32, state_size=4, num_hidden_layers=1)).eval()
     with pytest.raises(UsageError) as told:
-        measure(model, [variants.base()], Load(1, 4, 1, 2))
+        measure(model, [variants.base()], Decode(1, 4, 1), 2)
     assert told.value.code == "cache-missing"
 
 
 def test_a_model_whose_layers_keep_different_things_is_measured():
-    (row,) = measure(tiny.model("gemma3_text"), [variants.base()], Load(2, 4, 1, 2))
+    (row,) = measure(tiny.model("gemma3_text"), [variants.base()], Decode(2, 4, 1), 2)
     assert row.ratio_to_base == 1.0

@@ -1,0 +1,73 @@
+"""A blend can be compiled as one graph, and its weights turn without compiling again."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import tiny
+import torch
+from laws.cases import MIXED, assert_close, case
+from torch._dynamo.testing import CompileCounterWithBackend
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora", "lora_bias", "patterns", "embedding", "saved", "ia3"])
+def test_a_compiled_blend_is_one_graph_that_computes_the_live_blend(variant):
+    engine = case("qwen3", variant).engine(MIXED)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(engine.model, backend=counter, fullgraph=True, dynamic=False)
+    with torch.inference_mode():
+        for weights in (MIXED, {"one": -0.3, "two": 1.2}, {"one": 0.0, "two": 1.0}, {"one": 2.0, "two": 0.0}):
+            engine.set_weights(weights)
+            assert_close(compiled(input_ids=tiny.tokens()).logits, engine.logits(tiny.tokens()))
+    assert counter.frame_count == 1
+
+
+def test_weights_of_nothing_are_the_base_in_compiled_code_too():
+    engine = case("qwen3", "lora").engine({"one": 0.0, "two": 0.0})
+    compiled = torch.compile(engine.model, backend="aot_eager", fullgraph=True, dynamic=False)
+    with torch.inference_mode():
+        blended = compiled(input_ids=tiny.tokens()).logits
+    torch._dynamo.reset()
+    base = torch.compile(engine.detach(), backend="aot_eager", fullgraph=True, dynamic=False)
+    with torch.inference_mode():
+        assert torch.equal(blended, base(input_ids=tiny.tokens()).logits)
+
+
+def test_the_compiler_computes_the_product_that_siblings_share_once():
+    engine = case("qwen3", "lora").engine(MIXED)
+    products = []
+
+    def count(graph, inputs):
+        from torch._functorch.aot_autograd import aot_module_simplified
+
+        def inner(lowered, inner_inputs):
+            products.append(
+                sum(
+                    node.target in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+                    for node in lowered.graph.nodes
+                )
+            )
+            return lowered
+
+        return aot_module_simplified(graph, inputs, fw_compiler=inner)
+
+    with torch.inference_mode():
+        torch.compile(engine.model, backend=count, fullgraph=True)(input_ids=tiny.tokens())
+    layers, linears, stacks, head = 2, 7, 4, 1
+    assert products == [layers * (2 * linears + stacks) + head]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="machine code of the CPU needs a C++ compiler")
+def test_machine_code_computes_it_too():
+    engine = case("qwen3", "lora").engine(MIXED)
+    compiled = torch.compile(engine.model, fullgraph=True, dynamic=False)
+    with torch.inference_mode():
+        assert_close(compiled(input_ids=tiny.tokens(1, 5)).logits, engine.logits(tiny.tokens(1, 5)))
