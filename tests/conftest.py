@@ -8,6 +8,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests of the Hub undo this for the processes they start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    # Read when Triton is first imported, by whomever; its kernels then run on CPU tensors.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
