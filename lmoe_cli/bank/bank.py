@@ -18,6 +18,7 @@ from lmoe_cli.bank.linear import BareLinear, BlendedLinear
 from lmoe_cli.bank.load import open_terms
 from lmoe_cli.bank.product import Products, choose_products
 from lmoe_cli.bank.shared import Latest, SharedInput
+from lmoe_cli.bank.site import FusedSite
 from lmoe_cli.bank.tree import Location, Tree, compute_dtype, is_linear
 from lmoe_cli.bank.whole import BlendedModule
 from lmoe_cli.loadout.loadout import Loadout
@@ -139,7 +140,13 @@ def _blended(
         shared = SharedInput(gates, latest, [linear[name] for name in low], kind, device, products) if low else None
         for name in group:
             member = low.index(name) if name in low else 0
-            made[name] = BlendedLinear(tree.modules[name], linear[name], gates, shared, member, kind, device, products)
+            stack = shared if name in low else None
+            made[name] = BlendedLinear(tree.modules[name], linear[name], gates, stack, member, kind, device, products)
+        if shared and FusedSite.is_possible(shared):
+            layers = [layer for name in low if isinstance(layer := made[name], BlendedLinear)]
+            site = FusedSite(shared, layers)
+            for layer in layers:
+                layer.join(site)
     return made
 
 

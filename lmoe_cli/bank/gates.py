@@ -187,6 +187,22 @@ class Gates:
             raise _unfit(x, f"{self.rows} rows of gates")
         return count
 
+    def chosen(self) -> tuple[Tensor, Tensor] | None:
+        """The experts of each token, where these are few: what kernels take that read no other expert.
+
+        Returns:
+            Numbers, (B x T, K), int64, and their gates, (B x T, K), float32; None where most experts act.
+        """
+        return self.derived("chosen", lambda: (self._chosen(),))[0] if self.are_of_tokens else None
+
+    def _chosen(self) -> tuple[Tensor, Tensor] | None:
+        each = self.values.flatten(0, 1)  # (N, E)
+        kept = int((each != 0).sum(dim=1).max())
+        if not 0 < 2 * kept <= each.shape[1]:
+            return None
+        experts = each.abs().topk(kept, dim=1).indices
+        return experts, each.gather(1, experts)
+
     def shares(self, x: Tensor) -> tuple[Share, ...]:
         """Which experts act on which vectors, for those that act at all.
 

@@ -18,6 +18,7 @@ from lmoe_cli.bank.delta import Term
 from lmoe_cli.bank.gates import Gates
 from lmoe_cli.bank.product import Products
 from lmoe_cli.bank.shared import SharedInput
+from lmoe_cli.bank.site import FusedSite
 from lmoe_cli.bank.sparse import add_shares
 from lmoe_cli.bank.tree import is_transposed
 from lmoe_cli.bank.vectors import Vectors
@@ -78,6 +79,7 @@ class BlendedLinear(Blended):
         self.products = products
         # In a tuple, so that the module tree does not hold what belongs to several modules.
         self._shared = (shared,)
+        self._site: FusedSite | None = None
         self._member = member
         low = [term.delta.b for term in terms if term.delta.b is not None]
         self.register_buffer("b", _laid_out(torch.cat(low, dim=1).to(device, dtype)) if low else None)  # (d_out, R)
@@ -89,7 +91,12 @@ class BlendedLinear(Blended):
             for term in terms
             if term.delta.saved is not None
         ]
-        self._bends = bool(self.row or self.column or self.saved)
+        self.bends = bool(self.row or self.column or self.saved)
+        """Whether some terms act through W itself."""
+
+    def join(self, site: FusedSite) -> None:
+        """Be computed together with its siblings, where their kernels take the activations."""
+        self._site = site
 
     @property
     def shared(self) -> SharedInput | None:
@@ -115,14 +122,22 @@ class BlendedLinear(Blended):
         if not self.is_active:
             plain: Tensor = base(x)
             return plain
-        y = self.products.of(base, x)  # (..., d_out)
-        if self._bends:
-            y = self._reshaped(x, y)
-        if (b := self._buffers["b"]) is not None:
-            y = self._with_low(x, y, b)
+        site, b = self._site, self._buffers["b"]
+        if site is None or not site.takes(x):
+            y = self._based(base, x)
+            y = y if b is None else self._with_low(x, y, b)
+        elif (whole := site.whole(x, self._member)) is not None:
+            y = whole
+        else:
+            y = site.behind(x, self._based(base, x), self._member)
         if self.shift:
             y = y + self.shift.sum(self.gates, y)
         return y
+
+    def _based(self, base: nn.Module, x: Tensor) -> Tensor:
+        """The base's output and the terms that act through W itself."""
+        y = self.products.of(base, x)  # (..., d_out)
+        return self._reshaped(x, y) if self.bends else y
 
     def _with_low(self, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
         """The terms of low rank."""

@@ -81,13 +81,8 @@ class Products:
 
     def of(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What a layer of the base computes; by its own forward where that is more than W x + b."""
-        if type(layer) is nn.Linear and not layer._forward_pre_hooks and not layer._forward_hooks:
-            own = layer._parameters
-            weight = own["weight"]
-            assert weight is not None, "a linear layer has a weight"
-            if weight.dtype == x.dtype:
-                return self(x, weight, own["bias"])
-        result: Tensor = layer(x)
+        own = plain_parameters(layer, x.dtype)
+        result: Tensor = layer(x) if own is None else self(x, *own)
         return result
 
     def add(self, y: Tensor, low: Tensor, b: Tensor) -> Tensor:
@@ -110,6 +105,14 @@ class Products:
             finally:
                 torch._C._set_mkldnn_enabled(True)
         return y.addmm_(low, b.T)
+
+
+def plain_parameters(layer: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of a layer that is W x + b and nothing else, in a dtype; None for any other."""
+    if type(layer) is not nn.Linear or layer._forward_pre_hooks or layer._forward_hooks:
+        return None
+    weight = layer._parameters["weight"]
+    return (weight, layer._parameters["bias"]) if weight is not None and weight.dtype == dtype else None
 
 
 def choose_products(weights: Iterable[Tensor]) -> Products:

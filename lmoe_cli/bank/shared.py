@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +13,44 @@ from lmoe_cli.bank.gates import Gates
 from lmoe_cli.bank.product import Products
 from lmoe_cli.bank.sparse import Member, is_worth
 
+T = TypeVar("T")
+
 
 class Latest:
-    """The product that modules with the same input share at present: at most one in a whole model.
+    """What modules with the same input share at present: at most one result in a whole model.
 
-    Activations of a whole prompt are large. A product is dropped when all who share it have asked, and by the next
-    one where some did not ask or brought another input.
+    Activations of a whole prompt are large. A result is dropped when all who share it have asked, and by the next one
+    where some did not ask or brought another input.
     """
 
-    __slots__ = ("input", "low", "site", "waiting")
+    __slots__ = ("input", "result", "site", "waiting")
 
     def __init__(self) -> None:
-        self.site: SharedInput | None = None
+        self.site: object = None
         self.input: Tensor | None = None
-        self.low: Tensor | None = None
-        """g A x of all members, (..., sum of R)."""
+        self.result: Any = None
         self.waiting = 0
         """How many members have not asked yet."""
+
+    def share(self, site: object, x: Tensor, asking: int, compute: Callable[[Tensor], T]) -> T:
+        """The result for an input, computed for the first member that asks.
+
+        Args:
+            site: Whose members share it.
+            x: The input. Members called with the same tensor share the result.
+            asking: How many members ask.
+            compute: Makes the result.
+        """
+        if x is not self.input or site is not self.site:
+            result = compute(x)
+            if asking == 1:
+                return result
+            self.site, self.input, self.result, self.waiting = site, x, result, asking
+        found: T = self.result
+        self.waiting -= 1
+        if self.waiting == 0:
+            self.site = self.input = self.result = None
+        return found
 
 
 class SharedInput(nn.Module):
@@ -89,30 +111,26 @@ class SharedInput(nn.Module):
         Returns:
             g A x, (..., R of that module).
         """
+        low = self.latest.share(self, x, self.asking, self._product)
+        if len(self.bounds) == 1:
+            return low
         start, stop = self.bounds[member]
-        latest = self.latest
-        if x is not latest.input or self is not latest.site:
-            low = self._product(x)
-            if len(self.bounds) == 1:
-                return low
-            asking = self.gates.derived(id(self), self._asking)
-            latest.site, latest.input, latest.low, latest.waiting = self, x, low, asking
-        assert latest.low is not None, "it comes with its input"
-        result = latest.low[..., start:stop]
-        latest.waiting -= 1
-        if latest.waiting == 0:
-            latest.site = latest.input = latest.low = None
-        return result
+        return low[..., start:stop]
+
+    def coefficients(self, low: Tensor) -> Tensor:
+        """The gate of each row of A, broadcasting against ``low`` (..., sum of R), in the dtype of A."""
+        return self.gates.spread(self.gates.coefficients(self.layout, self.owner, self.a.dtype), low)
+
+    @property
+    def asking(self) -> int:
+        """How many members ask under the present gates; the others leave their base's output as it is."""
+        return self.gates.derived(id(self), self._asking)
 
     def _product(self, x: Tensor) -> Tensor:
-        a = self._buffers["a"]
-        owner = self._buffers["owner"]
-        assert a is not None, "it always has an A"
-        assert owner is not None, "and owners of its rows"
+        a = self.a
         low = self.products(x if x.dtype == a.dtype else x.to(a.dtype), a)  # (..., sum of R)
-        gates = self.gates.spread(self.gates.coefficients(self.layout, owner, low.dtype), low)
+        gates = self.coefficients(low)
         return low * gates if torch.is_grad_enabled() else low.mul_(gates)
 
     def _asking(self) -> int:
-        """How many members ask under the present gates; the others leave their base's output as it is."""
         return sum(self.gates.is_active(experts) for experts in self.experts)

@@ -59,8 +59,8 @@ class Member:
     """One of the modules that read the same input."""
 
     d_out: int
-    pieces: Mapping[int, Piece]
-    """Expert → where its factors stand."""
+    pieces: Mapping[int, tuple[Piece, ...]]
+    """Expert → where its factors stand; in several places where its adapter names the module in several ways."""
 
     @staticmethod
     def of(terms: Sequence[Term], start: int) -> Member:
@@ -70,15 +70,20 @@ class Member:
             terms: With low-rank deltas, at least one.
             start: Where the module's part of the stacked A begins.
         """
-        found = {}
+        found: dict[int, tuple[Piece, ...]] = {}
         column = 0
         for term in terms:
             end = column + term.delta.rank
-            found[term.expert] = Piece(slice(start + column, start + end), slice(column, end))
+            piece = Piece(slice(start + column, start + end), slice(column, end))
+            found[term.expert] = (*found.get(term.expert, ()), piece)
             column = end
         b = terms[0].delta.b
         assert b is not None, "a low-rank delta has both factors"
         return Member(b.shape[0], found)
+
+    def rank_of(self, expert: int) -> int:
+        """Rank of an expert here; 0 where it does nothing."""
+        return sum(piece.rank for piece in self.pieces.get(expert, ()))
 
 
 def is_worth(gates: Gates, x: Tensor, members: tuple[Member, ...], speed: Speed = SPEED) -> bool:
@@ -100,15 +105,15 @@ def _is_less(gates: Gates, x: Tensor, members: Sequence[Member], speed: Speed) -
     dense = sparse = 0.0
     for member in members:
         width = d_in + member.d_out
-        rank = sum(piece.rank for piece in member.pieces.values())
+        rank = sum(member.rank_of(expert) for expert in member.pieces)
         dense += rank * width * size / speed.bytes_s + 2 * count * rank * width / speed.flops_s + 2 * speed.call_s
         for share in gates.shares(x):
-            if (piece := member.pieces.get(share.expert)) is not None:
+            if (part := member.rank_of(share.expert)) > 0:
                 own = count if share.vectors is None else len(share.vectors)
                 moved = 0 if share.vectors is None else own * (d_in + 3 * member.d_out) * size
                 calls = 2 if share.vectors is None else 5
-                sparse += (piece.rank * width * size + moved) / speed.bytes_s
-                sparse += 2 * own * piece.rank * width / speed.thin_flops_s + calls * speed.call_s
+                sparse += (part * width * size + moved) / speed.bytes_s
+                sparse += 2 * own * part * width / speed.thin_flops_s + calls * speed.call_s
     return sparse < dense
 
 
@@ -129,8 +134,7 @@ def add_shares(y: Tensor, x: Tensor, a: Tensor, b: Tensor, member: Member, gates
     """
     flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     for share in gates.shares(x):
-        piece = member.pieces.get(share.expert)
-        if piece is not None:
+        for piece in member.pieces.get(share.expert, ()):
             flat_y = _add(flat_y, flat_x, a[piece.rows], b[:, piece.columns], share, products)
     return flat_y.view(y.shape)
 

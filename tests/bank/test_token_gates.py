@@ -190,13 +190,22 @@ def test_memory_of_the_sparse_way_does_not_grow_with_the_experts_that_rest(monke
 
 def test_the_rule_takes_few_of_many_experts_alone_and_most_of_them_together():
     gates = Gates(64)
-    pieces = {
-        expert: sparse.Piece(slice(expert * 16, expert * 16 + 16), slice(expert * 16, expert * 16 + 16))
-        for expert in range(64)
-    }
-    members = (sparse.Member(2048, pieces),)
+    terms = [Term(number, Delta(torch.zeros(16, 1024), torch.zeros(2048, 16))) for number in range(64)]
+    members = (sparse.Member.of(terms, 0),)
     x = torch.zeros(1, 1, 1024)
     gates.set(torch.eye(64)[:1, None])
     assert sparse.is_worth(gates, x, members)
     gates.set(torch.ones(1, 1, 64))
     assert not sparse.is_worth(gates, x, members)
+
+
+def test_an_expert_that_names_a_module_twice_acts_twice(monkeypatch):
+    monkeypatch.setattr(shared, "is_worth", lambda *_: True)
+    gates = Gates(2)
+    terms = [Term(number, Delta(torch.randn(2, 8), torch.randn(4, 2))) for number in (0, 1, 1)]
+    place = torch.float32, torch.device("cpu"), Products()
+    layer = BlendedLinear(torch.nn.Linear(8, 4), terms, gates, SharedInput(gates, Latest(), [terms], *place), 0, *place)
+    gates.set([0.0, 0.5])
+    x = torch.randn(1, 3, 8)
+    added = sum(x @ term.delta.a.T @ term.delta.b.T for term in terms[1:])
+    torch.testing.assert_close(layer(x), layer.base(x) + 0.5 * added, rtol=1e-4, atol=1e-5)
