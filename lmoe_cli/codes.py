@@ -124,6 +124,7 @@ BASES = {
     "base-invalid": _error("Its `config.json` does not describe a model.", AGAIN),
     "base-weights-missing": _error("There is a config but no safetensors.", "Save it as safetensors first."),
     "base-quantized": _note("The base is stored quantised. It runs under a blend, but cannot be folded or baked."),
+    "packing-invalid": _error("The parts of a quantised matrix are missing or contradict each other.", AGAIN),
     "base-dtype-unsupported": _error(
         "Experts change weights that are stored as no float16, bfloat16, float32 or float64.",
         "Name the model's unquantised weights as base.",
