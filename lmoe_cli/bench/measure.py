@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lmoe_cli.bank.tree import is_packed, scales
 from lmoe_cli.bench.variants import Variant
 from lmoe_cli.engine.cache import last_only
 from lmoe_cli.errors import UsageError
@@ -147,10 +148,18 @@ def step_bytes(model: nn.Module) -> int:
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
     head = model.get_output_embeddings()  # type: ignore[operator]
     tied = head is not None and head.weight is embedding
-    seen = {id(parameter): parameter for parameter in model.parameters()}
+    seen = {id(tensor): tensor for tensor in _held(model)}
     if not tied:
         seen.pop(id(embedding), None)
-    return sum(parameter.numel() * parameter.element_size() for parameter in seen.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in seen.values())
+
+
+def _held(model: nn.Module) -> Iterator[Tensor]:
+    """Every weight of a model as it lies in memory, with the scales of packed ones, which are no parameters."""
+    yield from model.parameters()
+    for module in model.modules():
+        if is_packed(module):
+            yield from scales(module)
 
 
 def _needed(model: nn.Module, variants: Sequence[Variant], variant: Variant, load: Load) -> int:
@@ -162,5 +171,5 @@ def _needed(model: nn.Module, variants: Sequence[Variant], variant: Variant, loa
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cache = 2 * config.num_hidden_layers * heads * width * load.batch * (load.context + load.steps)
-    weights = sum(item.numel() * item.element_size() for item in model.parameters())
+    weights = sum(item.numel() * item.element_size() for item in _held(model))
     return int(weights + variant.size + cache * parameter.element_size())

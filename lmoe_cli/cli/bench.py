@@ -31,6 +31,7 @@ NOISY = 0.3
 @click.option("--rank", type=click.IntRange(1, 4096), default=16, show_default=True, help="Of synthetic experts.")
 @click.option("--layers", type=click.IntRange(1), help="Only so many layers of --synthetic, with a small vocabulary.")
 @click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the weights; chosen for the device when left out.")
+@click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Quantise the base while it loads.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; the best there is when left out.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Rows decoded together.")
 @click.option("--context", type=click.IntRange(1), default=32, show_default=True, help="Tokens in the cache.")
@@ -48,6 +49,7 @@ def bench(
     rank: int,
     layers: int | None,
     dtype: str | None,
+    quantize: str | None,
     device: str | None,
     batch: int,
     context: int,
@@ -61,16 +63,26 @@ def bench(
 ) -> None:
     """Measure the speed of base, blend and folded blend, side by side.
 
+    A quantised base cannot be folded into, so there base and blend are measured.
+
     Everything runs in one process, in turn, after a warm-up. The ratio is the median over rounds of a variant's speed
     to the base's in the same round; the byte limit is what reading the experts beside the base allows.
     """
     if synthetic and (recipe or blend.is_given):
         raise UsageError("usage", "--synthetic excludes a recipe and --base", hint="leave one of them out")
     if synthetic:
-        model, variants = _synthetic(synthetic, count, rank, layers, dtype, device, with_peft=with_peft)
+        model, variants = _synthetic(synthetic, count, rank, layers, dtype, quantize, device, with_peft=with_peft)
     else:
         model, variants = _recipe(
-            recipe, blend, count, dtype, device, token, with_peft=with_peft, trust_remote_code=trust_remote_code
+            recipe,
+            blend,
+            count,
+            dtype,
+            quantize,
+            device,
+            token,
+            with_peft=with_peft,
+            trust_remote_code=trust_remote_code,
         )
     from lmoe_cli.bench.machine import machine
     from lmoe_cli.bench.measure import Load, measure, step_bytes
@@ -81,7 +93,8 @@ def bench(
     rows = measure(model, variants, load, out.say if out.verbose else lambda _: None)
     weights = step_bytes(model)
     kind = str(parameter.dtype).removeprefix("torch.")
-    title = f"{synthetic or recipe or 'blend'}, {kind}, {size(weights)} per step, batch {batch}, context {context}"
+    numbers = f"{quantize}, {kind}" if quantize else kind
+    title = f"{synthetic or recipe or 'blend'}, {numbers}, {size(weights)} per step, batch {batch}, context {context}"
     columns = ("variant", "experts", "tokens/s", "ms/token", "± quartiles", "of base", "byte limit", "memory")
     out.table(
         title,
@@ -95,15 +108,29 @@ def bench(
     out.say(f"{found['device']}, {found['threads']} threads, {found['bandwidth_gb_s']} GB/s by a copy")
     if noisy := [row.variant for row in rows if row.spread > NOISY]:
         out.say(f"times of {', '.join(dict.fromkeys(noisy))} vary by more than {NOISY:.0%}: is something else running?")
-    settings = {"synthetic": synthetic, "rank": rank, "layers": layers, "dtype": kind, **asdict(load)}
+    settings = {
+        "synthetic": synthetic,
+        "rank": rank,
+        "layers": layers,
+        "dtype": kind,
+        "quantize": quantize,
+        **asdict(load),
+    }
     out.finish({"rows": [asdict(row) for row in rows], "machine": found, "settings": settings, "step_bytes": weights})
 
 
 def _synthetic(
-    shape: str, count: int, rank: int, layers: int | None, dtype: str | None, device: str | None, *, with_peft: bool
+    shape: str,
+    count: int,
+    rank: int,
+    layers: int | None,
+    dtype: str | None,
+    quantize: str | None,
+    device: str | None,
+    *,
+    with_peft: bool,
 ) -> tuple[nn.Module, list[Variant]]:
-    from lmoe_cli.bench import variants
-    from lmoe_cli.bench.synthetic import fill, synthetic_bank, synthetic_model
+    from lmoe_cli.bench import synthetic, variants
     from lmoe_cli.engine.device import DTYPES, choose_device
 
     if layers and layers > SHAPES[shape]["num_hidden_layers"]:
@@ -111,10 +138,13 @@ def _synthetic(
         raise UsageError("usage", f"{shape} has {most} layers", hint=f"--layers {most} or less")
     place = choose_device(device)
     kind = DTYPES[dtype or ("float32" if place.type == "cpu" else "bfloat16")]
-    model = synthetic_model(shape, layers, kind, place)
-    banks = [synthetic_bank(model, number, rank, kind) for number in variants.counts(count)]
+    model = synthetic.synthetic_model(shape, layers, kind, place)
+    if quantize:
+        synthetic.quantize(model, quantize, kind)
+    banks = [synthetic.synthetic_bank(model, number, rank, kind) for number in variants.counts(count)]
     found = [variants.base(), *(variants.blend(model, bank) for bank in banks)]
-    found.append(variants.folded(model, banks[-1], fill))
+    if not quantize:
+        found.append(variants.folded(model, banks[-1], synthetic.fill))
     if with_peft:
         found.append(variants.peft(model, variants.random_adapters(count, rank)))
     return model, found
@@ -125,6 +155,7 @@ def _recipe(
     blend: params.Blend,
     count: int,
     dtype: str | None,
+    quantize: str | None,
     device: str | None,
     token: str | None,
     *,
@@ -137,16 +168,20 @@ def _recipe(
     (request,) = params.requests([recipe] if recipe else [], blend)
     loadout = resolve(request.recipe(), request.origin, beside=request.beside, token=token)
     require(loadout, trust_remote_code=trust_remote_code)
+    if quantize and loadout.base.quantization:
+        message = f"{loadout.base.ref} is stored quantised ({loadout.base.quantization})"
+        raise UsageError("usage", message, hint="leave --quantize out: it is measured as it is stored")
 
     from lmoe_cli.bench import variants
     from lmoe_cli.engine.build import start
 
     loadout = replace(loadout.live, experts=loadout.experts[:count])
-    engine = start(loadout, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    engine = start(loadout, device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code)
     model = engine.detach()
     found = [variants.base()]
     found += [variants.of_engine(engine, number) for number in variants.counts(len(loadout.experts))]
-    found.append(variants.folded_engine(engine))
+    if not (quantize or loadout.base.quantization):
+        found.append(variants.folded_engine(engine))
     if with_peft:
         found.append(variants.peft(model, variants.stored_adapters(loadout)))
     return model, found

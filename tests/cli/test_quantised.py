@@ -101,3 +101,18 @@ def test_nothing_is_written_over_the_packed_base_either(place):
     assert done.returncode == 2
     assert "error[output-is-input]" in done.stderr
     assert (place / "packed" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("words", [("mix.yaml",), ("--base", "base", "--expert", "one=./one", "--quantize", "int8")])
+def test_a_quantised_base_is_measured_with_and_without_experts_and_not_folded(place, words):
+    settings = ("--rounds", "2", "--steps", "2", "--json")
+    found = document(lmoe("bench", *words, *settings, cwd=place), "bench")["data"]
+    assert [row["variant"] for row in found["rows"]] == ["base", "blend"]
+    whole = sum(tensor.nbytes for tensor in tiny_quantised.tensors(place / "base").values())
+    assert found["step_bytes"] < 0.7 * whole
+
+
+def test_what_is_stored_quantised_is_not_quantised_again(place):
+    done = lmoe("bench", "mix.yaml", "--quantize", "nf4", cwd=place)
+    assert done.returncode == 2
+    assert "stored quantised" in done.stderr
