@@ -18,7 +18,7 @@ from lmoe_cli.bank.gates import Gates
 from lmoe_cli.bank.tree import Location, Tree
 from lmoe_cli.bench.shapes import SHAPES
 from lmoe_cli.engine.attach import put
-from lmoe_cli.engine.base_model import require_bitsandbytes
+from lmoe_cli.engine.base_model import quietly, require_bitsandbytes
 
 SMALL_VOCABULARY = 512
 """Rows of the embedding where only some layers are measured, so that the head does not drown them."""
@@ -65,8 +65,9 @@ def quantize(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
         UsageError: bitsandbytes is not installed.
     """
     require_bitsandbytes()
-    for name, module in decoder_layers(model).items():
-        put(model, {name: _packed(module, kind, dtype)})
+    with quietly():
+        for name, module in decoder_layers(model).items():
+            put(model, {name: _packed(module, kind, dtype)})
     told: Any = model  # what PEFT looks at
     told.is_loaded_in_8bit, told.is_loaded_in_4bit = kind == "int8", kind != "int8"
 

@@ -37,7 +37,8 @@ METHODS = ("linear", "ties", "dare", "dare_ties", "della", "magnitude")
 @click.option(
     "--base-weights",
     type=click.Choice(["original", "dequantized"]),
-    help="Onto what, where the base is stored quantised: what its weights stand for, or the model they were made from.",
+    help="Onto what, where the base is stored quantised: the model it was made from, or what its weights stand for, "
+    "which is written in 16 bits unless --dtype says more.",
 )
 @click.option("--original", metavar="REF", type=params.TEXT, help="With --base-weights original: that model.")
 @click.option("--verify", is_flag=True, help="Compare with the live blend; write nothing where they differ.")
