@@ -14,6 +14,7 @@ from lmoe_cli.adapter.summary import quantization_in_name
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.findings import Finding, RefusedError, errors, finding
+from lmoe_cli.loadout.dequantized import METHOD
 from lmoe_cli.loadout.identity import Match, canonical, compare, same
 from lmoe_cli.loadout.layout import UNBLENDED_EXPERTS, Assignment, Target
 from lmoe_cli.loadout.loadout import Expert, Loadout
@@ -95,8 +96,11 @@ def _about_base(loadout: Loadout, *, trust_remote_code: bool) -> Iterator[Findin
         hint = "read that code, then --trust-remote-code"
         yield finding("remote-code", base.ref, f"{base.ref}: its config asks to run code of its repository", hint)
     if base.quantization:
-        message = f"{base.ref}: stored quantised ({base.quantization}); it runs, but cannot be folded or baked"
-        yield finding("base-quantized", base.ref, message)
+        message = f"{base.ref}: stored quantised ({base.quantization}); it runs, but cannot be folded"
+        hint = "bake onto the unquantised model"
+        if base.quantization == METHOD:
+            hint = "to bake it, choose --base-weights original or dequantized"
+        yield finding("base-quantized", base.ref, message, hint)
     else:
         yield from _dtypes(loadout)
     if not base.has_tokenizer:

@@ -123,7 +123,11 @@ BASES = {
     "no-base": _error("There is no model in that place.", "Name a folder or repository with `config.json`."),
     "base-invalid": _error("Its `config.json` does not describe a model.", AGAIN),
     "base-weights-missing": _error("There is a config but no safetensors.", "Save it as safetensors first."),
-    "base-quantized": _note("The base is stored quantised. It runs under a blend, but cannot be folded or baked."),
+    "base-quantized": _note(
+        "The base is stored quantised. It runs under a blend, but a blend cannot be folded or written into it.",
+        "Bake it with `--base-weights original` or `dequantized`.",
+    ),
+    "packing-invalid": _error("The parts of a quantised matrix are missing or contradict each other.", AGAIN),
     "base-dtype-unsupported": _error(
         "Experts change weights that are stored as no float16, bfloat16, float32 or float64.",
         "Name the model's unquantised weights as base.",
@@ -209,7 +213,12 @@ RUN = {
 
 BAKE = {
     "bake-quantized": _error(
-        "The base is stored quantised; a blend cannot be written into it.", "Bake onto the original."
+        "The base is stored quantised; a blend cannot be written into it.",
+        "Of bitsandbytes, `--base-weights dequantized` or `original`; of others, name the unquantised model as base.",
+    ),
+    "original-differs": _error(
+        "What `--original` names is not the model that the base was quantised from: its layout or its weights differ.",
+        "Name that model, or `--base-weights dequantized`.",
     ),
     "bias-unbakeable": _error(
         "The blend needs a bias on a layer that has none in this architecture.", "Run it live instead."

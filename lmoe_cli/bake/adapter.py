@@ -96,6 +96,7 @@ def bake_adapter(
     """
     started = time.perf_counter()
     refuse_out(loadout, out, force=force)
+    loadout = loadout.dequantized  # DoRA needs what the base's weights stand for
     if loadout.recipe.bake.method != "linear":
         hint = "an adapter is a sum of deltas: bake it as a model"
         raise UsageError("adapter-inexpressible", f"method {loadout.recipe.bake.method} gives no low rank", hint=hint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,6 +37,7 @@ def bake_model(
     jobs: int = 1,
     force: bool = False,
     verify: Verify | None = None,
+    base_weights: Mapping[str, Any] | None = None,
     advance: Advance = lambda _: None,
     begin: Callable[[Plan], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def bake_model(
         jobs: Files written at a time.
         force: Replace what stands at ``out``.
         verify: Called with the finished folder before it gets its name.
+        base_weights: What the report shall tell of a choice of them; see `base_weights.BaseWeights`.
         advance: Told the bytes that were written.
         begin: Told the plan before anything is written.
 
@@ -74,6 +76,8 @@ def bake_model(
         written = write_model(plan, loadout, weights, settings, folder, jobs=jobs, advance=advance)
         _side_files(loadout, plan, folder)
         report = facts(loadout, plan, written, base_hashes())
+        if base_weights:
+            report["base_weights"] = dict(base_weights)
         report["tensors"] = [asdict(tensor) for file in written for tensor in file.tensors]
         report["seconds"] = round(time.perf_counter() - started, 3)
         if verify:

@@ -11,10 +11,12 @@ from typing import Any
 from lmoe_cli.adapter.names import HEAD_OF, HEADS
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.index import Stored
+from lmoe_cli.checkpoint.packed import Packed
 from lmoe_cli.checkpoint.writer import Shape
 from lmoe_cli.errors import LmoeError, UsageError
 from lmoe_cli.findings import RefusedError, finding
 from lmoe_cli.loadout.base import STEM, Base
+from lmoe_cli.loadout.dequantized import METHOD, written_dtype
 from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
 
@@ -38,6 +40,8 @@ class Output:
     @property
     def is_copy(self) -> bool:
         """Whether the base's bytes can be copied as they are."""
+        if isinstance(self.source, Packed):
+            return False
         return not self.targets and self.bias_of is None and self.shape.dtype == self.source.info.dtype
 
 
@@ -69,7 +73,8 @@ def make_plan(loadout: Loadout, dtype: str | None = None, shard_size: int | None
 
     Args:
         loadout: Checked; its headers are known.
-        dtype: Of every floating-point tensor; that of each in the base when None.
+        dtype: Of every floating-point tensor. When None, that of each in the base, and one of 16 bits for all where the
+            base is taken as dequantised.
         shard_size: Most bytes in a file; as the base when None.
 
     Raises:
@@ -77,6 +82,7 @@ def make_plan(loadout: Loadout, dtype: str | None = None, shard_size: int | None
     """
     base = loadout.base
     _refuse(loadout)
+    dtype = dtype or written_dtype(base)
     outputs = _outputs(loadout, dtype)
     config: dict[str, Any] = {}
     if base.is_tied and any(output.targets and _is_tied(base, output) for output in outputs):
@@ -97,6 +103,11 @@ def _refuse(loadout: Loadout) -> None:
     found = []
     if base.quantization or any(target.packed for target in loadout.by_target):
         hint = "bake onto the original weights: name the unquantised model as base"
+        if base.quantization == METHOD:
+            hint = (
+                "'--base-weights dequantized' bakes what these weights stand for, "
+                "'--base-weights original --original REF' the model they were made from"
+            )
         message = f"{base.ref}: stored quantised ({base.quantization}), so a blend cannot be written into it"
         found.append(finding("bake-quantized", base.ref, message, hint))
     for target, items in loadout.by_target.items():
@@ -213,10 +224,12 @@ def config_text(base: Base, changes: Mapping[str, Any]) -> bytes:
     config = dict(base.config)
     inner = config.get("text_config")
     for key, value in changes.items():
-        if key == "dtype" and "torch_dtype" in config:
-            config["torch_dtype"] = value
-            continue
-        config[key] = value
-        if isinstance(inner, dict) and key in inner:
-            config["text_config"] = inner = {**inner, key: value}
+        config[_spelled(key, config)] = value
+        if isinstance(inner, dict) and (name := _spelled(key, inner)) in inner:
+            config["text_config"] = inner = {**inner, name: value}
     return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _spelled(key: str, config: Mapping[str, Any]) -> str:
+    """A key as a config calls it: transformers renamed one."""
+    return "torch_dtype" if key == "dtype" and "torch_dtype" in config else key

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmoe_cli.bake.plan import STORED_AS
 from lmoe_cli.checkpoint.header import FLOATS, read_header
 from lmoe_cli.engine.base_model import load_model, quietly
 from lmoe_cli.engine.build import start
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.errors import LmoeError, UsageError
-from lmoe_cli.loadout.base import read_base
+from lmoe_cli.loadout.base import Base, read_base
 from lmoe_cli.loadout.loadout import Loadout
 from lmoe_cli.source import Folder
 
@@ -63,7 +64,8 @@ def verify(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Ver
     """Compare a baked model with the live blend.
 
     Args:
-        loadout: What was baked.
+        loadout: What was baked; also on a base that is taken as dequantised, which then runs with the weights that
+            bitsandbytes' own functions give.
         folder: The checkpoint.
         prompts: To run; the experts' examples and a few general ones when empty.
 
@@ -77,9 +79,9 @@ def verify(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Ver
         raise UsageError("verify-impossible", message, hint=hint)
     engine = start(loadout.live, device="cpu", dtype="float32")
     live = _Live.of(engine, prompts)
-    engine.fold()
+    _fold(engine)
     baked = read_base(Folder(str(folder), folder))
-    changed = set(engine.bank.modules) if baked.dtype == loadout.base.dtype else None
+    changed = None if _is_rounded_everywhere(loadout.base, baked) else set(engine.bank.modules)
     rounded = [
         parameter
         for name, module in engine.model.named_modules()
@@ -93,18 +95,43 @@ def verify(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Ver
     return live.judge(other, moved, plain, folder)
 
 
+def _fold(engine: Engine) -> None:
+    """Fold the blend, which compares what the files say with what runs.
+
+    Raises:
+        LmoeError: Packed matrices were read as other numbers than bitsandbytes gives. Exit code 1.
+    """
+    try:
+        engine.fold()
+    except UsageError as error:
+        if error.code != "fold-unsafe" or engine.loadout.base.dequantized_from is None:
+            raise
+        message = f"what was baked is not what bitsandbytes makes of the base: {error.message}"
+        hint = "nothing was written: please report this"
+        raise LmoeError("verify-failed", message, hint=hint, where=error.where) from error
+
+
+def _is_rounded_everywhere(base: Base, baked: Base) -> bool:
+    """Whether also tensors that no expert changes were rounded when they were written."""
+    if base.dequantized_from is None:
+        return baked.dtype != base.dtype
+    kinds = {tensor.info.dtype for tensor in base.stored.values()} & FLOATS.keys()
+    return kinds != {STORED_AS.get(baked.dtype or "")}
+
+
 def verify_adapter(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Verdict:
     """Compare a baked adapter, as PEFT runs it, with the live blend.
 
     Args:
-        loadout: What was baked.
+        loadout: What was baked. A base that bitsandbytes packed is compared as what it stands for: its own products
+            would hide in their rounding what is looked for.
         folder: The adapter, cut to no rank.
         prompts: To run; the experts' examples and a few general ones when empty.
 
     Raises:
         LmoeError: They differ by more than the rounding of its factors. Exit code 1.
     """
-    engine = start(loadout.live, device="cpu", dtype="float32")
+    engine = start(loadout.dequantized.live, device="cpu", dtype="float32")
     live = _Live.of(engine, prompts)
     base = engine.detach()
     del engine

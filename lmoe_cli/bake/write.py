@@ -22,6 +22,7 @@ from lmoe_cli.bake.stored import rows_of, stored_at
 from lmoe_cli.bank.delta import ROW_BLOCK_ELEMENTS, Delta, Update, bias_update, update
 from lmoe_cli.bank.gates import in_force
 from lmoe_cli.bank.load import Terms, open_terms
+from lmoe_cli.checkpoint.dequantize import Matrix
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.checkpoint.writer import ShardWriter
@@ -141,18 +142,17 @@ class _Baker:
             writer.copy(self.loadout.base.source.require(output.source.file), info.start, info.size)
             advance(info.size)
             return None
-        tensor = self.reader.tensor(output.source.name)
+        rows = self.reader.rows(output.source.name)
         sink = Sink(output.source.name, writer, getattr(torch, FLOATS[output.shape.dtype]), self.pool, advance)
-        if output.bias_of is not None:
-            used = self._bias(sink, tensor, output.bias_of)
+        if isinstance(rows, Tensor) and output.bias_of is not None:
+            used = self._bias(sink, rows, output.bias_of)
         elif not output.targets:
-            parts = tensor.reshape(-1).split(ROW_BLOCK_ELEMENTS)  # type: ignore[no-untyped-call]
-            sink.add(lambda rows=rows: Block(rows, rows.float()) for rows in parts)  # type: ignore[misc]
+            sink.add(_blocks(rows if isinstance(rows, Matrix) else rows.reshape(-1, 1), None))
             return None
-        elif output.targets[0].index is None:
-            used = self._matrix(sink, tensor, output.targets[0])
+        elif isinstance(rows, Matrix) or output.targets[0].index is None:
+            used = self._matrix(sink, rows, output.targets[0])
         else:
-            used = self._stack(sink, tensor, output.targets)
+            used = self._stack(sink, rows, output.targets)
         names = sorted({self.loadout.experts[expert].name for expert in used})
         return Baked(output.name, file, tuple(names), sink.change, sink.rounding)
 
@@ -171,16 +171,10 @@ class _Baker:
         sink.add([lambda: Block(tensor, exact)])
         return self._experts(target)
 
-    def _matrix(self, sink: Sink, tensor: Tensor, target: Target) -> list[int]:
-        matrix = tensor if tensor.dim() == 2 else tensor[:, None]  # a norm's weight is a matrix of one column
-        total = self._update(target, matrix)
-        step = max(1, ROW_BLOCK_ELEMENTS // max(1, matrix.shape[1]))
-
-        def block(start: int) -> Block:
-            rows = matrix[start : start + step]
-            return Block(rows, rows.float() if total is None else total.block(rows, start))
-
-        sink.add(partial(block, start) for start in range(0, matrix.shape[0], step))
+    def _matrix(self, sink: Sink, rows: Tensor | Matrix, target: Target) -> list[int]:
+        if isinstance(rows, Tensor) and rows.dim() == 1:  # a norm's weight is a matrix of one column
+            rows = rows[:, None]
+        sink.add(_blocks(rows, self._update(target, rows)))
         return self._experts(target)
 
     def _stack(self, sink: Sink, tensor: Tensor, targets: tuple[Target, ...]) -> list[int]:
@@ -205,7 +199,7 @@ class _Baker:
     def _experts(self, target: Target) -> list[int]:
         return [number for number, _ in self.loadout.by_target[target]]
 
-    def _update(self, target: Target, matrix: Tensor) -> Update | TaskVectors | None:
+    def _update(self, target: Target, matrix: Tensor | Matrix) -> Update | TaskVectors | None:
         """The change of a stored matrix by the method of the recipe."""
         if self.settings.method == "linear":
             gated = self.terms.gated(target, *stored_at(self.loadout.base, self.reader, target), self.gates)
@@ -213,7 +207,7 @@ class _Baker:
 
         def dense(delta: Delta) -> Tensor | None:
             alone = update([(1.0, delta)], transposed=target.transposed)
-            return None if alone is None else alone.change(matrix)
+            return None if alone is None else alone.change(matrix[:])
 
         return self._task_vectors(target, "weight", dense)
 
@@ -233,3 +227,14 @@ class _Baker:
         generator = torch.Generator().manual_seed(int.from_bytes(seed[:7], "little"))
         settings = Settings(self.settings.density, self.settings.epsilon, self.settings.normalize, generator)
         return TaskVectors(METHODS[self.settings.method], deltas, weights, sum(others.values()), settings)
+
+
+def _blocks(matrix: Tensor | Matrix, change: Update | TaskVectors | None) -> Iterator[Callable[[], Block]]:
+    """What computes the rows of a matrix, block by block."""
+    step = max(1, ROW_BLOCK_ELEMENTS // max(1, matrix.shape[1]))
+
+    def block(start: int) -> Block:
+        rows = matrix[start : start + step]
+        return Block(rows, rows.float() if change is None else change.block(rows, start))
+
+    return (partial(block, start) for start in range(0, matrix.shape[0], step))

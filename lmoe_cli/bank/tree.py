@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +80,14 @@ class Tree:
         module = self.modules[place.module]
         return bool(getattr(module, "is_transposed", False)) if place.parameter else is_transposed(module)
 
+    def is_quantized(self, place: Location) -> bool:
+        """Whether the parameter at a place is not made of the numbers it stands for."""
+        return is_packed(self.modules[place.module]) or not self.stored(place).is_floating_point()
+
     def weight(self, place: Location) -> Tensor:
         """The matrix W at a place, (d_out, d_in), float32, on the CPU; of a quantised module what it stands for."""
-        stored = self.stored(place)
-        if not stored.is_floating_point():
-            stored = _dequantized(self.modules[place.module])
+        module = self.modules[place.module]
+        stored = dequantized(module) if is_packed(module) else self.stored(place)
         matrix = stored.to("cpu", torch.float32)
         return matrix.T if self.is_transposed(place) and matrix.dim() == 2 else matrix
 
@@ -109,7 +113,14 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def _dequantized(module: nn.Module) -> Tensor:
+def is_packed(module: nn.Module) -> bool:
+    """Whether bitsandbytes packed a module's own weight, in whatever dtype the bytes are kept."""
+    own = dict(module.named_parameters(recurse=False)).get("weight")  # wrappers show that of what they hold
+    return type(own).__name__ in ("Params4bit", "Int8Params")
+
+
+def dequantized(module: nn.Module) -> Tensor:
+    """What a packed weight stands for, (d_out, d_in), to be read before the first product packs it otherwise."""
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
     state = getattr(module, "state", None)
@@ -117,9 +128,20 @@ def _dequantized(module: nn.Module) -> Tensor:
     return dense
 
 
+def scales(module: nn.Module) -> list[Tensor]:
+    """The scales of a packed weight as they lie beside it: of rows, of blocks, and of scales that are packed too."""
+    weight: Any = module.weight
+    blocks = getattr(weight, "quant_state", None)
+    if blocks is not None:
+        outer = getattr(blocks, "state2", None)
+        return [blocks.absmax] if outer is None else [blocks.absmax, outer.absmax, outer.code]
+    state: Any = module.state
+    return [state.SCB if weight.SCB is None else weight.SCB]
+
+
 def compute_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
     """The dtype a module computes in; ``default`` where its weight is quantised."""
     weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and weight.is_floating_point():
+    if isinstance(weight, Tensor) and weight.is_floating_point() and not is_packed(module):
         return weight.dtype
     return default

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lmoe_cli.bank.tree import is_packed, scales
 from lmoe_cli.bench.variants import Variant
 from lmoe_cli.bench.work import Prefill, Work
 
@@ -98,17 +99,25 @@ def step_bytes(model: nn.Module) -> int:
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
     head = model.get_output_embeddings()  # type: ignore[operator]
     tied = head is not None and head.weight is embedding
-    seen = {id(parameter): parameter for parameter in model.parameters()}
+    seen = {id(tensor): tensor for tensor in _held(model)}
     if not tied:
         seen.pop(id(embedding), None)
-    return sum(parameter.nbytes for parameter in seen.values())
+    return sum(tensor.nbytes for tensor in seen.values())
+
+
+def _held(model: nn.Module) -> Iterator[Tensor]:
+    """Every weight of a model as it lies in memory, with the scales of packed ones, which are no parameters."""
+    yield from model.parameters()
+    for module in model.modules():
+        if is_packed(module):
+            yield from scales(module)
 
 
 def linear_bytes(model: nn.Module) -> int:
     """Bytes of weights that every token of a prompt is multiplied with: neither the embedding nor the head."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
     apart = {id(module.weight) for module in ends if module is not None}
-    return sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in apart)
+    return sum(tensor.nbytes for tensor in _held(model) if id(tensor) not in apart)
 
 
 def _needed(model: nn.Module, variants: Sequence[Variant], variant: Variant, work: Work) -> int:
@@ -120,5 +129,5 @@ def _needed(model: nn.Module, variants: Sequence[Variant], variant: Variant, wor
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cache = 2 * config.num_hidden_layers * heads * width * work.held_tokens
-    weights = sum(item.nbytes for item in model.parameters())
+    weights = sum(item.nbytes for item in _held(model))
     return int(weights + variant.held + cache * parameter.element_size())

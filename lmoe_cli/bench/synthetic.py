@@ -18,10 +18,14 @@ from lmoe_cli.bank.gates import Gates
 from lmoe_cli.bank.tree import Location, Tree
 from lmoe_cli.bench.shapes import SHAPES
 from lmoe_cli.bench.work import SEED
+from lmoe_cli.engine.attach import put
+from lmoe_cli.engine.base_model import quietly, require_bitsandbytes
 
 SMALL_VOCABULARY = 512
 """Rows of the embedding where only some layers are measured, so that the head does not drown them."""
 SPREAD = 0.02
+OUTLIERS = 6.0
+"""Activations beyond which LLM.int8() computes in 16 bits, as transformers sets it."""
 
 Kind = Literal["lora", "dora", "bias", "mixed"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -52,6 +56,48 @@ def synthetic_model(shape: str, layers: int | None, dtype: torch.dtype, device: 
         fill(name, parameter)
     _restore_buffers(model)
     return model.eval().requires_grad_(False)
+
+
+def quantize(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
+    """Let bitsandbytes pack the linear layers of the decoder, and leave the head as it is, as transformers does.
+
+    Args:
+        model: From `synthetic_model`; its layers are replaced one by one.
+        kind: ``nf4`` or ``int8``.
+        dtype: That 4-bit products are computed in.
+
+    Raises:
+        UsageError: bitsandbytes is not installed.
+    """
+    require_bitsandbytes()
+    with quietly():
+        for name, module in decoder_layers(model).items():
+            put(model, {name: _packed(module, kind, dtype)})
+    told: Any = model  # what PEFT looks at
+    told.is_loaded_in_8bit, told.is_loaded_in_4bit = kind == "int8", kind != "int8"
+
+
+def _packed(module: nn.Linear, kind: str, dtype: torch.dtype) -> nn.Module:
+    import bitsandbytes as bnb
+
+    shape = module.in_features, module.out_features
+    device, dense = module.weight.device, module.weight.detach().cpu()
+    with torch.device("meta"):
+        if kind == "int8":
+            made = bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False, threshold=OUTLIERS)
+            weight = bnb.nn.Int8Params(dense, requires_grad=False)
+        else:
+            made = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=dtype, quant_type=kind)
+            weight = bnb.nn.Params4bit(dense, requires_grad=False, compress_statistics=False, quant_type=kind)
+    made.weight = weight.to(device)
+    packed: nn.Module = made.eval()
+    return packed
+
+
+def decoder_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Linear layers by name, without the head."""
+    named = model.named_modules()
+    return {name: module for name, module in named if isinstance(module, nn.Linear) and ".layers." in name}
 
 
 def fill(name: str, parameter: nn.Parameter) -> None:
@@ -90,16 +136,15 @@ def synthetic_bank(model: nn.Module, experts: int, rank: int, dtype: torch.dtype
     gates.set([1.0 / experts] * experts)
     generator = torch.Generator().manual_seed(SEED)
     terms: dict[str, list[tuple[Location, Term]]] = {}
-    for name, module in tree.modules.items():
-        if isinstance(module, nn.Linear) and ".layers." in name:
-            d_out, d_in = module.weight.shape
-            for number in range(experts):
-                own = _rank(rank, number, experts) if kind == "mixed" else rank
-                a = torch.randn(own, d_in, generator=generator) * SPREAD
-                b = torch.randn(d_out, own, generator=generator) * SPREAD
-                vector = torch.randn(d_out, generator=generator) * SPREAD
-                row, bias = vector if kind == "dora" else None, vector if kind == "bias" else None
-                terms.setdefault(name, []).append((Location(name), Term(number, Delta(a, b, row=row, bias=bias))))
+    for name, module in decoder_layers(model).items():
+        d_out, d_in = module.out_features, module.in_features
+        for number in range(experts):
+            own = _rank(rank, number, experts) if kind == "mixed" else rank
+            a = torch.randn(own, d_in, generator=generator) * SPREAD
+            b = torch.randn(d_out, own, generator=generator) * SPREAD
+            vector = torch.randn(d_out, generator=generator) * SPREAD
+            row, bias = vector if kind == "dora" else None, vector if kind == "bias" else None
+            terms.setdefault(name, []).append((Location(name), Term(number, Delta(a, b, row=row, bias=bias))))
     names = tuple(f"expert{number + 1}" for number in range(experts))
     return make_bank(tree, names, terms, gates, dtype)
 

@@ -21,6 +21,11 @@ class Stored:
     file: str
     info: TensorInfo
 
+    @property
+    def files(self) -> frozenset[str]:
+        """All files that are needed to read it."""
+        return frozenset((self.file,))
+
 
 def parse_index(data: bytes, where: str) -> Mapping[str, str]:
     """Read a ``*.safetensors.index.json``.

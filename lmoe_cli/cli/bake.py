@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from lmoe_cli.cli.progress import bar
 from lmoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from lmoe_cli.bake.base_weights import BaseWeights
+    from lmoe_cli.loadout.base import Base
     from lmoe_cli.loadout.loadout import Loadout
 
 
@@ -31,6 +34,13 @@ METHODS = ("linear", "ties", "dare", "dare_ties", "della", "magnitude")
 @click.option("--for", "target", type=click.Choice(["vllm"]), help="Keep to what that engine takes.")
 @click.option("--shard-size", metavar="SIZE", help="Largest file, such as 5GB; as the base when left out.")
 @click.option("--jobs", type=click.IntRange(1, 64), help="Files written at a time; as many as cores, up to 4.")
+@click.option(
+    "--base-weights",
+    type=click.Choice(["original", "dequantized"]),
+    help="Onto what, where the base is stored quantised: the model it was made from, or what its weights stand for, "
+    "which is written in 16 bits unless --dtype says more.",
+)
+@click.option("--original", metavar="REF", type=params.TEXT, help="With --base-weights original: that model.")
 @click.option("--verify", is_flag=True, help="Compare with the live blend; write nothing where they differ.")
 @params.force
 @params.blend
@@ -47,6 +57,8 @@ def bake(
     target: str | None,
     shard_size: str | None,
     jobs: int | None,
+    base_weights: str | None,
+    original: str | None,
     verify: bool,
     force: bool,
     blend: params.Blend,
@@ -65,8 +77,12 @@ def bake(
 
     if rank and kind == "model":
         raise UsageError("usage", "--rank goes with --as adapter", hint="lmoe bake … --as adapter --rank 64")
-    if kind == "adapter" and (shard_size or jobs):
-        raise UsageError("usage", "--shard-size and --jobs go with --as model", hint="leave them out")
+    if kind == "adapter" and (shard_size or jobs or base_weights):
+        message = "--shard-size, --jobs and --base-weights go with --as model"
+        raise UsageError("usage", message, hint="leave them out")
+    if original and base_weights != "original":
+        hint = f"--base-weights original --original {original}"
+        raise UsageError("usage", "--original goes with --base-weights original", hint=hint)
     if rank and verify:
         message = "an adapter cut to a rank is not the blend: its report tells the error of every module"
         raise UsageError("verify-impossible", message, hint="leave out --rank or --verify")
@@ -76,9 +92,19 @@ def bake(
     if method:
         parsed = parsed.model_copy(update={"bake": parsed.bake.model_copy(update={"method": method})})
     loadout = resolve(parsed, request.origin, beside=request.beside, token=token)
-    out.warn(require(loadout, trust_remote_code=trust_remote_code).findings)
+    findings = require(loadout, trust_remote_code=trust_remote_code).findings
+    out.warn(findings)
+    if base_weights:
+        _require_choice(loadout.base, base_weights, original, verify=verify)
     with bar(out, "fetching") as fetched:
         loadout.fetch(fetched)
+    told: Mapping[str, Any] = {}
+    if base_weights:
+        chosen = _chosen(out, loadout, folder, original, request.beside, token, force=force)
+        loadout, told = chosen.loadout, chosen.facts
+        again = require(loadout, trust_remote_code=trust_remote_code).findings
+        out.warn(item for item in again if item not in findings)
+        out.say(chosen.meaning)
     if kind == "adapter":
         report = _adapter(out, loadout, folder, rank, dtype, target, verify=verify, force=force)
     else:
@@ -92,10 +118,66 @@ def bake(
             files_at_once,
             verify=verify,
             force=force,
+            told=told,
         )
     if target == "vllm":
         out.say(_vllm(loadout, folder, kind, report))
     out.finish({"out": str(folder), "as": kind, "report": report})
+
+
+def _require_choice(base: Base, choice: str, original: str | None, *, verify: bool) -> None:
+    """Refuse a choice of weights that there is not, or that lacks its other half.
+
+    Raises:
+        UsageError: The base is not packed by bitsandbytes, nobody named the original, or verifying needs bitsandbytes.
+    """
+    from lmoe_cli.loadout.dequantized import METHOD
+
+    if base.quantization is None:
+        message = f"{base.ref} is not stored quantised, so --base-weights has nothing to choose"
+        raise UsageError("usage", message, hint="leave it out: the bake starts from its own weights")
+    if base.quantization != METHOD:
+        message = f"{base.ref}: stored quantised by {base.quantization}, which --base-weights does not read"
+        raise UsageError("bake-quantized", message, hint="name the unquantised model as base", where=base.ref)
+    if choice == "original" and not original:
+        claim = base.config.get("_name_or_path")
+        names = f"; its config names {claim}" if isinstance(claim, str) and claim else ""
+        message = f"{base.ref} was quantised from a model that must be named: a config is not believed"
+        raise UsageError("usage", message, hint=f"--base-weights original --original REF{names}")
+    if choice == "dequantized" and verify:
+        from lmoe_cli.engine.base_model import require_bitsandbytes
+
+        require_bitsandbytes()
+
+
+def _chosen(
+    out: Output,
+    loadout: Loadout,
+    folder: Path,
+    original: str | None,
+    beside: Path | None,
+    token: str | None,
+    *,
+    force: bool,
+) -> BaseWeights:
+    """The weights to bake onto: the original where it is named, else what the base's weights stand for."""
+    from lmoe_cli.bake.base_weights import from_dequantized, from_original
+    from lmoe_cli.bake.model import refuse_out
+    from lmoe_cli.bake.original import require_same_layout
+    from lmoe_cli.loadout.base import read_base
+    from lmoe_cli.source import open_source
+
+    refuse_out(loadout, folder, force=force)  # the folder of the packed base is no place to write to either
+    plain = loadout.dequantized
+    if original is None:
+        return from_dequantized(plain)
+    base = read_base(open_source(original, token=token, beside=beside))
+    names = require_same_layout(plain.base, base)
+    with bar(out, "fetching") as fetched:
+        base.source.fetch(base.files, fetched)
+    with bar(out, "comparing") as drawn:
+        drawn.start("", base.size)
+        return from_original(plain, base, names, drawn.advance)
 
 
 def _model(
@@ -108,6 +190,7 @@ def _model(
     *,
     verify: bool,
     force: bool,
+    told: Mapping[str, Any],
 ) -> dict[str, Any]:
     from lmoe_cli.bake.model import bake_model
     from lmoe_cli.bake.plan import parse_size
@@ -127,6 +210,7 @@ def _model(
             jobs=jobs,
             force=force,
             verify=verified if verify else None,
+            base_weights=told,
             begin=lambda plan: drawn.start("", plan.size),
             advance=drawn.advance,
         )

@@ -31,6 +31,7 @@ NOISY = 0.3
 @click.option("--rank", type=click.IntRange(1, 4096), default=16, show_default=True, help="Of synthetic experts.")
 @click.option("--layers", type=click.IntRange(1), help="Only so many layers of --synthetic, with a small vocabulary.")
 @click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the weights; chosen for the device when left out.")
+@click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Quantise the base while it loads.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; the best there is when left out.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Rows computed together.")
 @click.option("--per-row", is_flag=True, help="Give every row of the batch a blend of its own.")
@@ -52,6 +53,7 @@ def bench(
     rank: int,
     layers: int | None,
     dtype: str | None,
+    quantize: str | None,
     device: str | None,
     batch: int,
     per_row: bool,
@@ -69,6 +71,8 @@ def bench(
 ) -> None:
     """Measure the speed of base, blend and folded blend, side by side.
 
+    A quantised base cannot be folded into, so there base and blend are measured.
+
     Everything runs in one process, in turn, after a warm-up. The ratio is the median over rounds of a variant's speed
     to the base's in the same round; the byte limit is what reading the experts beside the base allows. `base` is the
     model as transformers runs it, `bare` the same by the products that a blend is computed with.
@@ -81,7 +85,7 @@ def bench(
         raise UsageError(
             "usage", "--compile is for the steps of base and blends", hint="leave out --prefill and --peft"
         )
-    asked = _Asked(count, dtype, device, per_row=per_row, top=top, with_peft=with_peft)
+    asked = _Asked(count, dtype, quantize, device, per_row=per_row, top=top, with_peft=with_peft)
     if synthetic:
         model, variants = _synthetic(synthetic, rank, layers, asked)
     else:
@@ -99,8 +103,9 @@ def bench(
     rows = measure(model, variants, work, rounds, out.say if out.verbose else lambda _: None)
     weights = linear_bytes(model) if prefill else step_bytes(model)
     kind = str(parameter.dtype).removeprefix("torch.")
+    numbers = f"{quantize}, {kind}" if quantize else kind
     what = f"prompts of {prefill} tokens" if prefill else f"context {context}"
-    title = f"{synthetic or recipe or 'blend'}, {kind}, {size(weights)} per step, batch {batch}, {what}"
+    title = f"{synthetic or recipe or 'blend'}, {numbers}, {size(weights)} per step, batch {batch}, {what}"
     columns = ("variant", "experts", "tokens/s", "ms/token", "± quartiles", "of base", "byte limit", "memory")
     out.table(
         title + (", compiled" if with_compiler else ""),
@@ -116,8 +121,8 @@ def bench(
         out.say(f"times of {', '.join(dict.fromkeys(noisy))} vary by more than {NOISY:.0%}: is something else running?")
     settings = {
         "synthetic": synthetic, "rank": rank, "layers": layers, "dtype": kind, "batch": batch, "per_row": per_row,
-        "top": top, "prefill": prefill, "compiled": with_compiler, "context": context, "steps": steps,
-        "rounds": rounds, "seed": SEED,
+        "quantize": quantize, "top": top, "prefill": prefill, "compiled": with_compiler, "context": context,
+        "steps": steps, "rounds": rounds, "seed": SEED,
     }  # fmt: skip
     out.finish({"rows": [asdict(row) for row in rows], "machine": found, "settings": settings, "step_bytes": weights})
 
@@ -129,6 +134,7 @@ class _Asked:
     count: int
     """Experts, at most."""
     dtype: str | None
+    quantize: str | None
     device: str | None
     per_row: bool
     top: int | None
@@ -142,8 +148,7 @@ class _Asked:
 
 
 def _synthetic(shape: str, rank: int, layers: int | None, asked: _Asked) -> tuple[nn.Module, list[Variant]]:
-    from lmoe_cli.bench import variants
-    from lmoe_cli.bench.synthetic import fill, synthetic_bank, synthetic_model
+    from lmoe_cli.bench import synthetic, variants
     from lmoe_cli.engine.device import DTYPES, choose_device
 
     if layers and layers > SHAPES[shape]["num_hidden_layers"]:
@@ -151,12 +156,14 @@ def _synthetic(shape: str, rank: int, layers: int | None, asked: _Asked) -> tupl
         raise UsageError("usage", f"{shape} has {most} layers", hint=f"--layers {most} or less")
     place = choose_device(asked.device)
     kind = DTYPES[asked.dtype or ("float32" if place.type == "cpu" else "bfloat16")]
-    model = synthetic_model(shape, layers, kind, place)
-    banks = [synthetic_bank(model, number, rank, kind) for number in variants.counts(asked.count)]
+    model = synthetic.synthetic_model(shape, layers, kind, place)
+    if asked.quantize:
+        synthetic.quantize(model, asked.quantize, kind)
+    banks = [synthetic.synthetic_bank(model, number, rank, kind) for number in variants.counts(asked.count)]
     found = [variants.base(), variants.bare(model, banks[-1])]
     found += [variants.blend(model, bank, asked.gating()) for bank in banks]
-    if not asked.gating():
-        found.append(variants.folded(model, banks[-1], fill))
+    if not asked.gating() and not asked.quantize:
+        found.append(variants.folded(model, banks[-1], synthetic.fill))
     if asked.with_peft:
         found.append(variants.peft(model, variants.random_adapters(asked.count, rank)))
     return model, found
@@ -171,16 +178,25 @@ def _recipe(
     (request,) = params.requests([recipe] if recipe else [], blend)
     loadout = resolve(request.recipe(), request.origin, beside=request.beside, token=token)
     require(loadout, trust_remote_code=trust_remote_code)
+    if asked.quantize and loadout.base.quantization:
+        message = f"{loadout.base.ref} is stored quantised ({loadout.base.quantization})"
+        raise UsageError("usage", message, hint="leave --quantize out: it is measured as it is stored")
 
     from lmoe_cli.bench import variants
     from lmoe_cli.engine.build import start
 
     loadout = replace(loadout.live, experts=loadout.experts[: asked.count])
-    engine = start(loadout, device=asked.device, dtype=asked.dtype, trust_remote_code=trust_remote_code)
+    engine = start(
+        loadout,
+        device=asked.device,
+        dtype=asked.dtype,
+        quantize=asked.quantize,
+        trust_remote_code=trust_remote_code,
+    )
     model = engine.detach()
     found = [variants.base(), variants.bare(model, engine.bank)]
     found += [variants.of_engine(engine, number, asked.gating()) for number in variants.counts(len(loadout.experts))]
-    if not asked.gating():
+    if not asked.gating() and not (asked.quantize or loadout.base.quantization):
         found.append(variants.folded_engine(engine))
     if asked.with_peft:
         found.append(variants.peft(model, variants.stored_adapters(loadout)))

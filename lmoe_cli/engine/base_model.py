@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lmoe_cli.engine.packed import cast, dequantize
 from lmoe_cli.errors import InvalidFileError, ResourceError, UsageError
 from lmoe_cli.loadout.base import Base
 
@@ -30,7 +31,7 @@ def load_model(
     """Load a base for inference.
 
     Args:
-        base: Its files are on this machine.
+        base: Its files are on this machine. One taken as dequantised gets ordinary layers with those weights.
         dtype: Of the weights, and of what is computed.
         device: Where to.
         quantize: ``nf4`` or ``int8`` to quantise it with bitsandbytes while it loads.
@@ -48,6 +49,8 @@ def load_model(
 
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": trust_remote_code}
     options["ignore_mismatched_sizes"] = True  # `_require_whole` names them
+    if quantize or base.dequantized_from is not None:
+        require_bitsandbytes()
     if quantize:
         options["quantization_config"] = _quantization(quantize, dtype)
     if quantize or device.type != "cpu":
@@ -65,6 +68,10 @@ def load_model(
             raise InvalidFileError("base-unloadable", message, hint=hint, where=base.ref) from error
     model: nn.Module = loaded[0]
     _require_whole(base, loaded[1])
+    if base.quantization or base.dequantized_from is not None:
+        cast(model, dtype)
+    if base.dequantized_from is not None:
+        dequantize(model, dtype)
     return model.eval().requires_grad_(False)
 
 
@@ -122,12 +129,21 @@ def load_tokenizer(base: Base, *, trust_remote_code: bool = False) -> Any:
             raise InvalidFileError("tokenizer-broken", message, where=base.ref) from error
 
 
-def _quantization(kind: str, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
+def require_bitsandbytes() -> None:
+    """Refuse what needs bitsandbytes where it is not installed.
+
+    Raises:
+        UsageError: It is not.
+    """
     from transformers.utils import is_bitsandbytes_available
 
     if not is_bitsandbytes_available():
         raise UsageError("extra-missing", "bitsandbytes is not installed", hint="pip install 'lmoe-cli[bnb]'")
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -68,7 +68,7 @@ def start(
     """Load a loadout that has been checked. See `load` for arguments and errors."""
     place = choose_device(device)
     loadout.fetch(progress)
-    kind = choose_dtype(dtype, loadout.base.dtype, loadout.base.size, place)
+    kind = choose_dtype(dtype, loadout.base.runs_in, loadout.base.size, place)
     model = load_model(loadout.base, dtype=kind, device=place, quantize=quantize, trust_remote_code=trust_remote_code)
     bank = build_bank(model, loadout, kind)
     weights = {expert.name: expert.weight for expert in loadout.experts}

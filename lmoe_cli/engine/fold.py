@@ -68,7 +68,7 @@ def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float]) -> Fo
     shared = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     gates = in_force([weights[expert.name] for expert in loadout.experts], loadout.recipe.skip_below).tolist()
     places = {target: tree.find(items[0][1]) for target, items in loadout.by_target.items()}
-    if any(not tree.stored(place).is_floating_point() for place in places.values()):
+    if any(tree.is_quantized(place) for place in places.values()):
         hint = "use 'router: {type: weighted}' or 'fold: false'"
         raise UsageError("fold-quantized", "a blend cannot be folded into a quantised base", hint=hint)
     # Adapters may name a matrix and a part of it, or a matrix in two ways: what lies together is changed together.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +13,7 @@ from lmoe_cli.adapter.names import HEADS
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.index import INDEX_SUFFIX, Stored
 from lmoe_cli.errors import InvalidFileError, NotFoundError
+from lmoe_cli.files import opened
 from lmoe_cli.loadout.layout import Layout
 from lmoe_cli.loadout.tokenizer import chat_template, read_settings
 from lmoe_cli.source import Source, stored_tensors
@@ -42,6 +44,8 @@ class Base:
     """Its ``config.json``."""
     stored: Mapping[str, Stored]
     """Its tensors by name."""
+    dequantized_from: Mapping[str, Any] | None = None
+    """The ``quantization_config`` of a base whose packed matrices are taken as what they stand for."""
 
     @property
     def ref(self) -> str:
@@ -97,8 +101,11 @@ class Base:
     @property
     def quantization(self) -> str | None:
         """Method of a checkpoint that is stored quantised, such as ``bitsandbytes``."""
-        settings = self.config.get("quantization_config")
-        return str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else None
+        settings = self.text_config.get("quantization_config")
+        if not isinstance(settings, dict):
+            return None
+        by_bits = settings.get("load_in_4bit") or settings.get("load_in_8bit")  # as configs began
+        return str(settings.get("quant_method", "bitsandbytes" if by_bits else "unknown"))
 
     @property
     def size(self) -> int:
@@ -115,8 +122,14 @@ class Base:
         return FLOATS.get(most, most.lower() or None)
 
     @property
+    def runs_in(self) -> str | None:
+        """The dtype it computes in: that of most of its weights, or where these are quantised that of its embedding."""
+        embedding, is_packed = self.layout.embedding, self.quantization or self.dequantized_from is not None
+        return FLOATS.get(self.stored[embedding].info.dtype) if is_packed and embedding else self.dtype
+
+    @property
     def weight_files(self) -> tuple[str, ...]:
-        return tuple(sorted({tensor.file for tensor in self.stored.values()}))
+        return tuple(sorted({file for tensor in self.stored.values() for file in tensor.files}))
 
     @property
     def side_files(self) -> tuple[str, ...]:
@@ -135,6 +148,11 @@ class Base:
         index = STEM + INDEX_SUFFIX
         has_index = self.source.has(index) and f"{STEM}.safetensors" not in self.weight_files
         return (*self.side_files, *self.weight_files, *((index,) if has_index else ()))
+
+    def beginning(self, tensor: Stored, limit: int) -> bytes:
+        """The first bytes of a tensor, at most ``limit``. Its file is on this machine."""
+        with opened(self.source.require(tensor.file)) as file:
+            return os.pread(file.fileno(), min(limit, tensor.info.size), tensor.info.start)
 
     @property
     def has_tokenizer(self) -> bool:

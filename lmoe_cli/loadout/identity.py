@@ -6,14 +6,11 @@ folder on somebody's disk.
 
 from __future__ import annotations
 
-import os
 import re
 from enum import Enum
 from pathlib import Path, PurePosixPath
 
-from lmoe_cli.checkpoint.index import Stored
 from lmoe_cli.errors import LmoeError
-from lmoe_cli.files import opened
 from lmoe_cli.loadout.base import Base, read_base
 from lmoe_cli.source import Folder, Remote
 
@@ -103,16 +100,13 @@ def _compare_weights(claimed: Path, base: Base) -> Match:
             theirs = other.stored.get(mine.name)
             if theirs is None or theirs.info.dtype != mine.info.dtype:
                 return Match.UNKNOWN  # another layout or precision of what may well be the same model
-            if theirs.info.shape != mine.info.shape or _beginning(other, theirs) != _beginning(base, mine):
+            if theirs.info.shape != mine.info.shape:
+                return Match.OTHER
+            if other.beginning(theirs, SAMPLE_BYTES) != base.beginning(mine, SAMPLE_BYTES):
                 return Match.OTHER
     except LmoeError:  # what the claim leads to is no model
         return Match.UNKNOWN
     return Match.SAME
-
-
-def _beginning(base: Base, tensor: Stored) -> bytes:
-    with opened(base.source.require(tensor.file)) as file:
-        return os.pread(file.fileno(), min(SAMPLE_BYTES, tensor.info.size), tensor.info.start)
 
 
 def same(first: str, second: str) -> bool:

@@ -132,7 +132,7 @@ class Layout:
             return None
         shape = self.stored[name].info.shape
         looked_up = name == self.embedding or name in self._looked_up
-        transposed = (looked_up or leaf in CONV1D.get(self.model_type, ())) and not tied
+        transposed = (looked_up or is_conv1d(self.model_type, part.module)) and not tied
         if len(shape) == 2 and not self._is_packed(name):
             d_out, d_in = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
             return Target(_module_of(name) if not tied else part.module, name, d_out, d_in, transposed, tied=tied)
@@ -196,6 +196,11 @@ class Layout:
             target = Target(_module_of(stored), stored, d_out, d_in)
             yield Assignment(part, target, number, (start, start + d_out) if leaf == "gate_up_proj" else None)
             start += d_out
+
+
+def is_conv1d(model_type: str, module: str) -> bool:
+    """Whether a model class keeps the weight of a linear layer as (d_in, d_out)."""
+    return module.rpartition(".")[2] in CONV1D.get(model_type, ())
 
 
 def module_key(name: str) -> str:

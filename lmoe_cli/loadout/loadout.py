@@ -19,6 +19,7 @@ from lmoe_cli.findings import Finding, RefusedError, errors, from_error
 from lmoe_cli.hub import Progress
 from lmoe_cli.loadout.base import Base, read_base
 from lmoe_cli.loadout.base import summary as base_summary
+from lmoe_cli.loadout.dequantized import dequantized
 from lmoe_cli.loadout.layout import Assignment, Layout, Target
 from lmoe_cli.loadout.profile import weight_at
 from lmoe_cli.loadout.recipe import ExpertEntry, Recipe, WeightedRouter
@@ -115,6 +116,11 @@ class Loadout:
     def live(self) -> Loadout:
         """The same loadout with weights that are blended at run time, whatever its router says."""
         return replace(self, recipe=self.recipe.model_copy(update={"router": WeightedRouter(type="weighted")}))
+
+    @property
+    def dequantized(self) -> Loadout:
+        """The same loadout on what a base packed by bitsandbytes stands for. See `loadout.dequantized` for errors."""
+        return replace(self, base=dequantized(self.base))
 
     def fetch(self, progress: Progress | None = None, *, with_base: bool = True) -> None:
         """Bring everything it needs onto this machine.

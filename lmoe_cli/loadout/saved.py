@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lmoe_cli.adapter.adapter import Adapter
 from lmoe_cli.checkpoint.index import Stored
+from lmoe_cli.checkpoint.packed import Packed
 from lmoe_cli.files import opened
 from lmoe_cli.findings import Finding, finding
 from lmoe_cli.loadout.base import Base
@@ -96,6 +97,8 @@ def _is_copy(item: Assignment, role: str, adapter: Adapter, base: Base) -> bool:
     module = item.target.tensor.removesuffix(".weight").removesuffix(".bias")
     own = base.stored.get(f"{module}.{role.removeprefix('saved_')}")
     saved = item.part.tensors[role]
+    if isinstance(own, Packed):
+        return False
     return own is not None and _equal(adapter.weights, saved, base.source, own)
 
 

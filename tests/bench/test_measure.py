@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from dataclasses import replace
 
 import pytest
 import tiny
+import tiny_quantised
 import torch
 from laws.cases import case
 from safetensors.torch import load_file
@@ -16,7 +18,7 @@ from lmoe_cli.bank.bank import Bank
 from lmoe_cli.bench import variants
 from lmoe_cli.bench.measure import WARM_UP, measure, step_bytes
 from lmoe_cli.bench.shapes import SHAPES
-from lmoe_cli.bench.synthetic import KINDS, fill, synthetic_bank, synthetic_model
+from lmoe_cli.bench.synthetic import KINDS, fill, quantize, synthetic_bank, synthetic_model
 from lmoe_cli.bench.work import Decode, Prefill
 from lmoe_cli.engine.build import start
 from lmoe_cli.errors import UsageError
@@ -175,6 +177,40 @@ def test_the_banks_of_a_recipe_together_hold_less_than_three_times_its_experts(t
     banks = [item for item in gc.get_objects() if isinstance(item, Bank)]
     held = sum(bank.size for bank in banks if bank.names[0] == "expert0")
     assert 9 * stored <= held < 3 * 9 * stored
+
+
+@pytest.mark.parametrize("kind", ["nf4", "nf4-nested", "int8"])
+def test_bytes_of_a_quantised_base_are_those_of_its_weights_and_scales_as_they_are_stored(kind, tmp_path):
+    base = tiny.save_base("llama", tmp_path / "base", **tiny_quantised.WIDE)
+    packed = tiny_quantised.quantised(base, kind)
+    packed.save_pretrained(tmp_path / "packed")
+    sizes = {name: tensor.nbytes for name, tensor in tiny_quantised.tensors(tmp_path / "packed").items()}
+    told = ("quant_map", "quant_state.bitsandbytes__nf4", "weight_format", "embed_tokens.weight")
+    tables = 14 * 256 * 4 if kind == "nf4-nested" else 0  # of packed scales, read with them
+    read = sum(size for name, size in sizes.items() if not name.endswith(told))
+    assert step_bytes(packed) == read + tables
+    assert step_bytes(packed) < 0.6 * step_bytes(tiny.load(base))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_synthetic_model_is_quantised_as_transformers_does_it(monkeypatch, caplog, kind, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    caplog.set_level(logging.WARNING, "bitsandbytes")  # as in a fresh interpreter
+    monkeypatch.setitem(SHAPES, "small", {**SMALL, "intermediate_size": 128})
+    model = synthetic_model("small", None, torch.float32, torch.device("cpu"))
+    model.save_pretrained(tmp_path)
+    config = tiny_quantised.settings(kind)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map="cpu").eval()
+    quantize(model, kind, torch.float32)
+    kinds = {name: type(module) for name, module in theirs.named_modules()}
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    ours, expected = model.state_dict(), theirs.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in expected.items())
+    bank = synthetic_bank(model, 3, 4, torch.float32)
+    rows = measure(model, [variants.base(), variants.blend(model, bank)], Decode(1, 4, 2), 2)
+    assert rows[1].byte_limit == pytest.approx(step_bytes(model) / (step_bytes(model) + bank.size), abs=1e-3)
+    assert "inputs will be cast" not in caplog.text  # bitsandbytes remarks it at every product of 8 bit
 
 
 def test_a_model_that_keeps_no_keys_and_values_is_refused():

@@ -92,6 +92,15 @@ def test_a_blend_can_be_said_on_the_command_line(place):
         (("bake", "mix.yaml", "--rank", "3", "--out", "out"), 2, "--as adapter"),
         (("bake", "mix.yaml", "--shard-size", "tiny", "--out", "out"), 2, "not a size"),
         (("bake", "mix.yaml", "--method", "ties", "--verify", "--out", "out"), 2, "no live blend"),
+        (("bake", "mix.yaml", "--base-weights", "dequantized", "--out", "out"), 2, "not stored quantised"),
+        (
+            ("bake", "mix.yaml", "--base-weights", "original", "--original", "base", "--out", "out"),
+            2,
+            "nothing to choose",
+        ),
+        (("bake", "mix.yaml", "--base-weights", "halved", "--out", "out"), 2, "'original', 'dequantized'"),
+        (("bake", "mix.yaml", "--original", "base", "--out", "out"), 2, "goes with --base-weights original"),
+        (("bake", "mix.yaml", "--as", "adapter", "--base-weights", "dequantized", "--out", "out"), 2, "--as model"),
         (("bake", "mix.yaml", "--out", "mix.yaml"), 2, "exists"),
         (("bake", "mix.yaml", "--out", "mix.yaml/out"), 2, "cannot write"),
         (("check",), 2, "no recipe"),
@@ -199,7 +208,7 @@ def test_a_bench_tells_rows_beside_the_base(place):
     done = lmoe("bench", "mix.yaml", "--rounds", "2", "--steps", "1", "--peft", "--json", cwd=place)
     rows = document(done, "bench")["data"]["rows"]
     assert [(row["variant"], row["experts"]) for row in rows] == [
-        ("base", 0), ("blend", 1), ("blend", 2), ("folded", 2), ("peft", 2),
+        ("base", 0), ("bare", 0), ("blend", 1), ("blend", 2), ("folded", 2), ("peft", 2),
     ]  # fmt: skip
     for row in rows:
         assert row["tokens_per_s"] == pytest.approx(1000 / row["ms_per_token"], rel=0.01)

@@ -5,21 +5,13 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from tiny_quantised import WIDE, is_packed, quantised
 
 from laws.cases import Case
 from lmoe_cli.bake.plan import make_plan
 from lmoe_cli.engine.build import start
 from lmoe_cli.errors import UsageError
 from lmoe_cli.findings import RefusedError
-
-WIDE = {
-    "hidden_size": 128,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-}
-"""bitsandbytes packs blocks of 64 weights."""
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +23,6 @@ def wide(tmp_path_factory):
     return {variant: Case(base, adapter, adapter) for variant, adapter in made.items()}
 
 
-def settings(kind):
-    from transformers import BitsAndBytesConfig
-
-    if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-
-
-def quantised(folder, kind):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=settings(kind), dtype=torch.float32, device_map="cpu"
-    )
-
-
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("variant", ["lora", "dora"])
 def test_an_expert_on_a_quantised_base_acts_on_what_the_quantised_weights_stand_for(kind, variant, wide, tmp_path):
@@ -55,7 +31,7 @@ def test_an_expert_on_a_quantised_base_acts_on_what_the_quantised_weights_stand_
     own = wide[variant]
     dense = tiny.load(own.base)
     for name, module in quantised(own.base, kind).named_modules():  # before a forward packs the weights
-        if "bnb" in type(module).__module__ or "bitsandbytes" in type(module).__module__:
+        if is_packed(module):
             dense.get_submodule(name).weight.data = dequantize_module_weight(module).float()
     with torch.no_grad():
         plain = dense(tiny.tokens()).logits
