@@ -142,11 +142,10 @@ def _blended(
             member = low.index(name) if name in low else 0
             stack = shared if name in low else None
             made[name] = BlendedLinear(tree.modules[name], linear[name], gates, stack, member, kind, device, products)
-        if shared and FusedSite.is_possible(shared):
-            layers = [layer for name in low if isinstance(layer := made[name], BlendedLinear)]
-            site = FusedSite(shared, layers)
-            for layer in layers:
-                layer.join(site)
+        layers = [layer for name in low if isinstance(layer := made[name], BlendedLinear)]
+        site = FusedSite(shared, layers) if shared and FusedSite.is_possible(shared) else None
+        for layer in layers:
+            layer.join(site, are_plain=all(sibling.is_plain for sibling in layers))
     return made
 
 

@@ -49,6 +49,8 @@ class Gates:
         """g, float32: (1, E) for the whole batch, (B, E) for each of its rows, or (B, T, E) for each of its tokens.
         Gates of the same shape are written into the same memory, so that a captured graph sees them change."""
         self.skip_below = skip_below
+        self.version = 0
+        """Goes up whenever the gates change."""
         self._active: frozenset[int] = frozenset()
         self._is_any_active = False
         self._owned: dict[tuple[Hashable, torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -72,6 +74,7 @@ class Gates:
                 raise ValueError(f"gates must be {count} finite numbers per row or token, got {_told(values)}")
             self._active = frozenset(new.detach().flatten(0, -2).any(dim=0).nonzero().flatten().tolist())
             self._is_any_active = bool(self._active)
+            self.version += 1
             self._derived.clear()
             if new.shape == self.values.shape and not (new.requires_grad or self.values.requires_grad):
                 self.values.copy_(new)

@@ -93,10 +93,22 @@ class BlendedLinear(Blended):
         ]
         self.bends = bool(self.row or self.column or self.saved)
         """Whether some terms act through W itself."""
+        scales_only = not self.column and not self.saved and (not self.row or getattr(base, "bias", None) is None)
+        self.is_plain = type(base) is nn.Linear and device.type == "cpu" and bool(low) and scales_only
+        """Whether `_one` knows all that is done here."""
+        self.has_plain_siblings = False
+        self._kind = dtype
+        self._width = getattr(base, "in_features", 0)
+        self._b = self.b.T if self.b is not None else None
 
-    def join(self, site: FusedSite) -> None:
-        """Be computed together with its siblings, where their kernels take the activations."""
-        self._site = site
+    def join(self, site: FusedSite | None, *, are_plain: bool) -> None:
+        """Be computed together with its siblings.
+
+        Args:
+            site: Kernels for all of them at once, where there are any.
+            are_plain: Whether all of them are.
+        """
+        self._site, self.has_plain_siblings = site, are_plain and site is None
 
     @property
     def shared(self) -> SharedInput | None:
@@ -117,6 +129,10 @@ class BlendedLinear(Blended):
         Returns:
             y, (..., d_out), in the dtype the base gives.
         """
+        if self.has_plain_siblings and x.numel() == self._width and x.dtype is self._kind:
+            quick = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            if quick and (y := self._one(x)) is not None:
+                return y
         base = self._modules["base"]
         assert base is not None, "there is always a base"
         if not self.is_active:
@@ -132,6 +148,29 @@ class BlendedLinear(Blended):
             y = site.behind(x, self._based(base, x), self._member)
         if self.shift:
             y = y + self.shift.sum(self.gates, y)
+        return y
+
+    def _one(self, x: Tensor) -> Tensor | None:
+        """The same for a single vector, on the shortest way; None where that is not the way to go.
+
+        Args:
+            x: (..., d_in), one vector.
+
+        Returns:
+            (..., d_out).
+        """
+        base, shared = self._modules["base"], self._shared[0]
+        assert base is not None, "there is always a base"
+        assert shared is not None, "it is plain"
+        if base._forward_hooks or base._forward_pre_hooks or (low := shared.one(x, self._member)) is None:
+            return None
+        own = base._parameters
+        y = self.products.one(x, own["weight"], own["bias"])  # type: ignore[arg-type]
+        if self.row:
+            y.addcmul_(y, self.row.sum(self.gates, y))
+        self.products.add_one(y.view(1, -1), low, self._b)  # type: ignore[arg-type]
+        if self.shift:
+            y.add_(self.shift.sum(self.gates, y))
         return y
 
     def _based(self, base: nn.Module, x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product by oneDNN, in float32."""
     if torch.is_grad_enabled() or weight.numel() < ENOUGH:  # it has no gradient
         return F.linear(x, weight, bias)
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return result
 
 
@@ -99,12 +99,24 @@ class Products:
         if y.dtype != b.dtype:
             return y + F.linear(low, b).to(y.dtype)
         if self.one is native and len(low) == 1 and not torch.compiler.is_compiling():
-            torch._C._set_mkldnn_enabled(False)
-            try:
-                return y.addmm_(low, b.T)
-            finally:
-                torch._C._set_mkldnn_enabled(True)
+            return self.add_one(y, low, b.T)
         return y.addmm_(low, b.T)
+
+    def add_one(self, y: Tensor, low: Tensor, b: Tensor) -> Tensor:
+        """Add B low to y in place, for a single vector outside of compiled code.
+
+        Args:
+            y: (1, d_out).
+            low: (1, R), in the same dtype.
+            b: B transposed, (R, d_out), in the same dtype.
+        """
+        if self.one is not native:
+            return y.addmm_(low, b)
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            return y.addmm_(low, b)
+        finally:
+            torch._C._set_mkldnn_enabled(True)
 
 
 def plain_parameters(layer: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor | None] | None:

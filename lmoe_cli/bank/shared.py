@@ -94,6 +94,9 @@ class SharedInput(nn.Module):
         self.members = tuple(Member.of(terms, start) for terms, (start, _) in zip(low, self.bounds, strict=True))
         """What each module brings to the stack."""
         gates.coefficients(self.layout, self.owner, dtype)  # from now on, so that compiled code finds them
+        self._ranks = [stop - start for start, stop in self.bounds]
+        self._version = -1
+        self._vector: Tensor | None = None
 
     def is_sparse(self, x: Tensor) -> bool:
         """Whether the members had better compute only with the experts that act; the same for all of them."""
@@ -116,6 +119,38 @@ class SharedInput(nn.Module):
             return low
         start, stop = self.bounds[member]
         return low[..., start:stop]
+
+    def one(self, x: Tensor, member: int) -> Tensor | None:
+        """The same for a single vector, on the shortest way: decoding asks for it hundreds of times per token.
+
+        Args:
+            x: (..., d_in), one vector, in the dtype of A.
+            member: Which module asks.
+
+        Returns:
+            (1, R of that module); None where the gates want another way, or the member's experts are all at rest.
+        """
+        if self._version != self.gates.version:
+            self._look_at_gates(x)
+        if self._vector is None or not self._acts[member]:
+            return None
+        return self.latest.share(self.members, x, self._waiting, self._one)[member]
+
+    def _one(self, x: Tensor) -> Sequence[Tensor]:
+        assert self._vector is not None, "it was looked at"
+        low = self.products.one(x.view(1, -1), self.a, None).mul_(self._vector)
+        return low.split(self._ranks, 1) if len(self._ranks) > 1 else (low,)  # type: ignore[no-untyped-call]
+
+    def _look_at_gates(self, x: Tensor) -> None:
+        gates = self.gates
+        self._version = gates.version
+        self._acts = [gates.is_active(experts) for experts in self.experts]
+        self._waiting = sum(self._acts)
+        is_one = gates.values.numel() == gates.values.shape[-1] and not gates.values.requires_grad
+        if is_one and not self.is_sparse(x):
+            self._vector = gates.coefficients(self.layout, self.owner, self.a.dtype).view(-1)
+        else:
+            self._vector = None
 
     def coefficients(self, low: Tensor) -> Tensor:
         """The gate of each row of A, broadcasting against ``low`` (..., sum of R), in the dtype of A."""
