@@ -45,6 +45,7 @@ class Gates:
     """
 
     def __init__(self, count: int, device: torch.device | str = "cpu", skip_below: float = 0.0) -> None:
+        self.count = count
         self.values = torch.zeros(1, count, device=device)
         """g, float32: (1, E) for the whole batch, (B, E) for each of its rows, or (B, T, E) for each of its tokens.
         Gates of the same shape are written into the same memory, so that a captured graph sees them change."""
@@ -69,9 +70,8 @@ class Gates:
         with torch.inference_mode(False):  # what is made here is written to again, whatever mode that happens in
             new = in_force(values, self.skip_below)
             new = new[None] if new.dim() == 1 else new
-            count = self.values.shape[-1]
-            if new.dim() not in (2, 3) or new.shape[-1] != count or not torch.isfinite(new).all():
-                raise ValueError(f"gates must be {count} finite numbers per row or token, got {_told(values)}")
+            if new.dim() not in (2, 3) or new.shape[-1] != self.count or not torch.isfinite(new).all():
+                raise ValueError(f"gates must be {self.count} finite numbers per row or token, got {_told(values)}")
             self._active = frozenset(new.detach().flatten(0, -2).any(dim=0).nonzero().flatten().tolist())
             self._is_any_active = bool(self._active)
             self.version += 1
@@ -107,9 +107,14 @@ class Gates:
         return not self._active.isdisjoint(experts)
 
     @property
+    def active(self) -> frozenset[int]:
+        """Numbers of the experts that act anywhere."""
+        return self._active
+
+    @property
     def are_sparse(self) -> bool:
         """Whether some experts act on nothing, or on a part of the tokens."""
-        return self.are_of_tokens or len(self._active) < self.values.shape[-1]
+        return self.are_of_tokens or len(self._active) < self.count
 
     def coefficients(self, layout: Hashable, owner: Tensor, dtype: torch.dtype) -> Tensor:
         """The gate of the expert that owns each row of a stacked A.
@@ -223,7 +228,7 @@ class Gates:
         active = sorted(self._active)
         if self.are_same:
             return tuple(Share(expert, None, self.values[:, expert, None]) for expert in active)
-        each = self.spread(self.values, x).expand(*x.shape[:-1], -1).reshape(-1, self.values.shape[-1])  # (N, E)
+        each = self.spread(self.values, x).expand(*x.shape[:-1], -1).reshape(-1, self.count)  # (N, E)
         if each.shape[0] == 1:
             return tuple(Share(expert, None, each[:, expert, None]) for expert in active)
         expert_of, vectors = each.detach().T.nonzero(as_tuple=True)  # sorted by expert

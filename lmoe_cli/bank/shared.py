@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lmoe_cli.bank.delta import Term
-from lmoe_cli.bank.gates import Gates
+from lmoe_cli.bank.gates import Gates, Share
 from lmoe_cli.bank.product import Products
 from lmoe_cli.bank.sparse import Member, is_worth
+from lmoe_cli.bank.stacked import StackedB
 
 T = TypeVar("T")
 
@@ -95,8 +96,12 @@ class SharedInput(nn.Module):
         """What each module brings to the stack."""
         gates.coefficients(self.layout, self.owner, dtype)  # from now on, so that compiled code finds them
         self._ranks = [stop - start for start, stop in self.bounds]
+        self._transposed = self.a.T
+        self._are_even = all(member.rank and len(member.pieces) == gates.count for member in self.members)
+        self._decided: dict[int, bool] = {}
         self._version = -1
         self._vector: Tensor | None = None
+        self._few: list[Share] | None = None
 
     def is_sparse(self, x: Tensor) -> bool:
         """Whether the members had better compute only with the experts that act; the same for all of them."""
@@ -120,21 +125,37 @@ class SharedInput(nn.Module):
         start, stop = self.bounds[member]
         return low[..., start:stop]
 
-    def one(self, x: Tensor, member: int) -> Tensor | None:
-        """The same for a single vector, on the shortest way: decoding asks for it hundreds of times per token.
+    def is_for_one(self, x: Tensor, member: int) -> bool:
+        """Whether `add_one` is the way to go for a member: some expert acts there, and the batch has the same gates.
 
         Args:
             x: (..., d_in), one vector, in the dtype of A.
-            member: Which module asks.
-
-        Returns:
-            (1, R of that module); None where the gates want another way, or the member's experts are all at rest.
+            member: Which module.
         """
         if self._version != self.gates.version:
             self._look_at_gates(x)
-        if self._vector is None or not self._acts[member]:
-            return None
-        return self.latest.share(self.members, x, self._waiting, self._one)[member]
+        return self._acts[member] and (self._vector is not None or self._few is not None)
+
+    def add_one(self, y: Tensor, x: Tensor, member: int, b: StackedB) -> None:
+        """Add the low-rank part of a member to y, on the shortest way: a token asks for it hundreds of times.
+
+        Args:
+            y: (..., d_out), what the base gives for it; changed in place.
+            x: As in `is_for_one`.
+            member: As there.
+            b: Its B.
+        """
+        if self._few is None:
+            low = self.latest.share(self.members, x, self._waiting, self._one)[member]
+            b.add_one(y.view(1, -1), low, self.products)
+            return
+        pieces, a = self.members[member].pieces, self._transposed
+        parts = [
+            (a[:, piece.rows], share.gates, b.of(piece.columns).T)
+            for share in self._few
+            for piece in pieces.get(share.expert, ())
+        ]
+        self.products.add_few(y.view(1, -1), x.view(1, -1), parts)
 
     def _one(self, x: Tensor) -> Sequence[Tensor]:
         assert self._vector is not None, "it was looked at"
@@ -143,14 +164,26 @@ class SharedInput(nn.Module):
 
     def _look_at_gates(self, x: Tensor) -> None:
         gates = self.gates
-        self._version = gates.version
+        self._version, self._vector, self._few = gates.version, None, None
         self._acts = [gates.is_active(experts) for experts in self.experts]
         self._waiting = sum(self._acts)
-        is_one = gates.values.numel() == gates.values.shape[-1] and not gates.values.requires_grad
-        if is_one and not self.is_sparse(x):
-            self._vector = gates.coefficients(self.layout, self.owner, self.a.dtype).view(-1)
+        if gates.values.numel() != gates.values.shape[-1] or gates.values.requires_grad:
+            return
+        if self._is_sparse_for_one(x):
+            dtype = self.a.dtype
+            made = lambda: [Share(share.expert, None, share.gates.to(dtype)) for share in gates.shares(x)]  # noqa: E731
+            self._few = gates.derived(("few", dtype), made)
         else:
-            self._vector = None
+            self._vector = gates.coefficients(self.layout, self.owner, self.a.dtype).view(-1)
+
+    def _is_sparse_for_one(self, x: Tensor) -> bool:
+        """See `is_sparse`. Where all ranks are equal, one vector leaves only the number of experts to decide on."""
+        if not self._are_even:
+            return self.is_sparse(x)
+        count = len(self.gates.active)
+        if count not in self._decided:
+            self._decided[count] = self.is_sparse(x)
+        return self._decided[count]
 
     def coefficients(self, low: Tensor) -> Tensor:
         """The gate of each row of A, broadcasting against ``low`` (..., sum of R), in the dtype of A."""

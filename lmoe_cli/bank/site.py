@@ -33,7 +33,7 @@ class FusedSite:
     def __init__(self, shared: SharedInput, members: Sequence[BlendedLinear]) -> None:
         self._shared = shared
         self._members = tuple(members)
-        self._b = [member.b for member in members if member.b is not None]
+        self._b = [member.b.matrix for member in members if member.b is not None]
         self._starts = [start for start, _ in shared.bounds]
         layouts = [
             [(expert, piece.rank) for expert, pieces in member.pieces.items() for piece in pieces]

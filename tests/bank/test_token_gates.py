@@ -15,7 +15,7 @@ from laws.cases import assert_close, case
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmoe_cli.bank import shared, sparse
+from lmoe_cli.bank import shared, sparse, stacked
 from lmoe_cli.bank.delta import Delta, Term
 from lmoe_cli.bank.gates import Gates
 from lmoe_cli.bank.linear import BlendedLinear
@@ -75,9 +75,11 @@ def choose(shape, kept, seed=0):
     return torch.zeros_like(values).scatter(-1, chosen, values.gather(-1, chosen))
 
 
-@pytest.fixture(params=["dense", "sparse", "rule"])
+@pytest.fixture(params=["dense", "sparse", "rule", "many"])
 def way(request, monkeypatch):
-    if request.param != "rule":
+    if request.param == "many":
+        monkeypatch.setattr(stacked, "FEW", 1)
+    elif request.param != "rule":
         monkeypatch.setattr(shared, "is_worth", lambda *_: request.param == "sparse")
     return request.param
 
@@ -209,3 +211,14 @@ def test_an_expert_that_names_a_module_twice_acts_twice(monkeypatch):
     x = torch.randn(1, 3, 8)
     added = sum(x @ term.delta.a.T @ term.delta.b.T for term in terms[1:])
     torch.testing.assert_close(layer(x), layer.base(x) + 0.5 * added, rtol=1e-4, atol=1e-5)
+
+
+def test_an_expert_more_or_less_changes_what_is_read(loadout, monkeypatch):
+    """The gates change from token to token, and with them the experts that are taken."""
+    monkeypatch.setattr(shared, "is_worth", lambda *_: True)
+    engine = start(loadout, device="cpu", dtype="float32")
+    for kept in (1, 3, 2, COUNT, 1):
+        gates = choose((1, 1), kept, seed=kept)
+        engine.set_gates(gates)
+        with torch.no_grad():
+            assert_close(engine.logits(tiny.tokens(1, 1)), by_hand(loadout, gates, tiny.tokens(1, 1)))
