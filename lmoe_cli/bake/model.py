@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lmoe_cli import files
 from lmoe_cli.bake.plan import Plan, config_text, make_plan
 from lmoe_cli.bake.report import facts, file_hashes
 from lmoe_cli.bake.rows import Advance
-from lmoe_cli.bake.write import write_model
+from lmoe_cli.bake.unit import has_matrix_unit
+from lmoe_cli.bake.write import Written, write_model
 from lmoe_cli.checkpoint.index import INDEX_SUFFIX
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.base import STEM
@@ -23,6 +24,8 @@ from lmoe_cli.loadout.loadout import Loadout
 
 SPARE = 1 << 20
 """Bytes that the report and the index need."""
+
+Rounding = Literal["exact", "fused"]
 
 Verify = Callable[[Path], dict[str, Any]]
 """Compares a baked folder with the live blend; raises where they differ, tells what it saw."""
@@ -35,6 +38,7 @@ def bake_model(
     dtype: str | None = None,
     shard_size: int | None = None,
     jobs: int = 1,
+    rounding: Rounding | None = None,
     force: bool = False,
     verify: Verify | None = None,
     base_weights: Mapping[str, Any] | None = None,
@@ -49,6 +53,8 @@ def bake_model(
         dtype: Of floating-point tensors; overrides the recipe's.
         shard_size: Most bytes in a file; as the base when None.
         jobs: Files written at a time.
+        rounding: ``exact`` adds up in float32; ``fused`` leaves it to the processor's matrix unit where weights are and
+            stay bfloat16. What is quicker on this processor when None.
         force: Replace what stands at ``out``.
         verify: Called with the finished folder before it gets its name.
         base_weights: What the report shall tell of a choice of them; see `base_weights.BaseWeights`.
@@ -72,18 +78,31 @@ def bake_model(
     files.require_space(out.parent, plan.size + beside + SPARE)
     begin(plan)
     weights = {expert.name: expert.weight for expert in loadout.experts}
+    way: Rounding = rounding or ("fused" if has_matrix_unit() else "exact")
     with files.new_folder(out, force=force) as folder, _base_hashed_meanwhile(loadout) as base_hashes:
-        written = write_model(plan, loadout, weights, settings, folder, jobs=jobs, advance=advance)
+        written = write_model(
+            plan, loadout, weights, settings, folder, jobs=jobs, is_fused=way == "fused", advance=advance
+        )
         _side_files(loadout, plan, folder)
         report = facts(loadout, plan, written, base_hashes())
         if base_weights:
             report["base_weights"] = dict(base_weights)
+        report["rounding"] = _rounding(way, written)
         report["tensors"] = [asdict(tensor) for file in written for tensor in file.tensors]
         report["seconds"] = round(time.perf_counter() - started, 3)
         if verify:
             report["verify"] = verify(folder)
         files.write_file(folder / files.REPORT, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
     return report
+
+
+def _rounding(way: Rounding, written: Sequence[Written]) -> dict[str, Any]:
+    """How sums were rounded, and how many of the elements that were compared differ from the float32 sum, rounded."""
+    tensors = [tensor for file in written for tensor in file.tensors]
+    compared = sum(tensor.compared for tensor in tensors)
+    if not compared:
+        return {"way": "exact"}
+    return {"way": way, "compared": compared, "differing": sum(tensor.differing for tensor in tensors) / compared}
 
 
 @contextmanager

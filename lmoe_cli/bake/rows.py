@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,11 @@ from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.files import NewFile
 
 LOOKAHEAD = 4
-"""Blocks that are computed ahead of the one being written."""
+"""Pieces that are computed ahead of the one being written."""
+BLOCK_ELEMENTS = 1 << 18
+"""Elements that are changed at a time: with all that is computed of them they fit a core's own cache."""
+SAMPLED = 8
+"""Of so many blocks one is measured for what rounding takes away."""
 
 _OF_THREAD = threading.local()
 
@@ -32,20 +36,37 @@ Advance = Callable[[int], None]
 class Block(NamedTuple):
     """Some rows of a tensor."""
 
-    before: Tensor
-    """As the base has them."""
-    exact: Tensor
-    """As they shall be, float32."""
+    elements: int
+    """How many."""
+    read: Callable[[], Tensor]
+    """Gives them as the base has them."""
+    change: Callable[[Tensor], None] | None = None
+    """Changes them in place, float32; None where they only take another dtype."""
+    fused: Callable[[Tensor, Tensor], None] | None = None
+    """Writes what the base has, changed, into the output at once, where the matrix unit does that."""
 
 
-@dataclass(frozen=True)
-class _Rounded:
-    data: memoryview
-    before: float
+@dataclass
+class Measured:
+    """What became of some rows."""
+
+    before: float = 0.0
     """Squared norm of the rows in the base, as are the others."""
-    changed: float
-    after: float
-    lost: float
+    changed: float = 0.0
+    after: float = 0.0
+    sampled: float = 0.0
+    """Of those rows of the result that were measured for what rounding takes away."""
+    lost: float = 0.0
+    """What it took from them."""
+    compared: int = 0
+    """Elements from the matrix unit that were compared with the float32 sum, rounded."""
+    differing: int = 0
+    """How many of them are another number."""
+
+    def add(self, other: Measured) -> None:
+        """Add what became of other rows."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 class Sink:
@@ -57,68 +78,120 @@ class Sink:
         dtype: To round to.
         pool: Threads that compute.
         advance: Told the bytes that were written.
+        change: Norm of the whole change where it is known; it is measured where it is None.
     """
 
-    def __init__(self, name: str, writer: NewFile, dtype: torch.dtype, pool: Executor, advance: Advance) -> None:
+    def __init__(
+        self,
+        name: str,
+        writer: NewFile,
+        dtype: torch.dtype,
+        pool: Executor,
+        advance: Advance,
+        change: float | None = None,
+    ) -> None:
         self.name, self.writer, self.dtype, self.pool, self.advance = name, writer, dtype, pool, advance
-        self._before = self._changed = self._after = self._lost = 0.0
+        self.measured = Measured()
+        self._change = change
 
-    def add(self, blocks: Iterable[Callable[[], Block]]) -> None:
-        """Append blocks in order, each computed by a thread of the pool.
+    def add(self, blocks: Iterable[Block]) -> None:
+        """Append blocks in order, several of them at a time computed by a thread of the pool.
 
         Raises:
             InvalidFileError: The base holds NaN or infinity, or a result is too large for the dtype.
         """
-        waiting: deque[Future[_Rounded]] = deque()
-        for block in blocks:
-            waiting.append(self.pool.submit(self._round, block))
+        waiting: deque[Future[tuple[memoryview, Measured]]] = deque()
+        for piece in _pieces(blocks):
+            waiting.append(self.pool.submit(self._compute, piece))
             if len(waiting) > LOOKAHEAD:
-                self._append(waiting.popleft().result())
+                self._append(*waiting.popleft().result())
         while waiting:
-            self._append(waiting.popleft().result())
+            self._append(*waiting.popleft().result())
 
-    def _round(self, compute: Callable[[], Block]) -> _Rounded:
-        block = compute()
-        exact = block.exact
-        rounded = exact.to(self.dtype)
-        scratch = _scratch(exact)  # fresh memory for every step would cost more than the arithmetic
-        before, after = _squares(scratch.copy_(block.before.view_as(exact))), _squares(exact)
-        changed = _squares(torch.sub(exact, scratch, out=scratch))
-        lost = _squares(scratch.copy_(rounded).sub_(exact))
-        data = memoryview(rounded.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
-        return _Rounded(data, before, changed, after, lost)
+    def _compute(self, piece: Sequence[tuple[int, Block]]) -> tuple[memoryview, Measured]:
+        out = torch.empty(sum(block.elements for _, block in piece), dtype=self.dtype)
+        total, place = Measured(), 0
+        for number, block in piece:
+            end = place + block.elements
+            total.add(self._round(block, out[place:end], is_sampled=number % SAMPLED == 0))
+            place = end
+        return memoryview(out.view(torch.uint8).numpy()), total  # type: ignore[arg-type]
 
-    def _append(self, rows: _Rounded) -> None:
-        if not math.isfinite(rows.before):
+    def _round(self, block: Block, out: Tensor, *, is_sampled: bool) -> Measured:
+        """Change and round one block; what is computed on the way stays in a core's cache."""
+        found = Measured()
+        before = block.read()
+        out = out.view(before.shape)
+        if block.fused:
+            found.before = _squares(before)
+            block.fused(before, out)
+            found.after = _squares(out)
+            if not is_sampled:
+                return found
+        exact = _scratch("exact", before).copy_(before)
+        found.before = found.before or _squares(exact)
+        plain = None
+        if self._change is None:
+            plain = _scratch("plain", exact).copy_(exact)
+        if block.change:
+            block.change(exact)
+        if not block.fused:
+            out.copy_(exact)
+            found.after = _squares(exact)
+        if plain is not None:
+            found.changed = _squares(torch.sub(exact, plain, out=plain))
+        if is_sampled:
+            lost = _scratch("lost", exact)
+            found.sampled, found.lost = found.after, _squares(torch.sub(lost.copy_(out), exact, out=lost))
+            if block.fused:
+                found.compared, found.differing = out.numel(), int((exact.to(self.dtype) != out).sum())
+        if self.dtype == torch.float16 and not torch.isfinite(out).all():
+            found.after = math.inf
+        return found
+
+    def _append(self, data: memoryview, found: Measured) -> None:
+        if not math.isfinite(found.before):
             raise _not_finite(self.name)
-        if not math.isfinite(rows.lost):
+        if not math.isfinite(found.after):
             kind = str(self.dtype).removeprefix("torch.")
             hint = "try --dtype bfloat16 or float32, or smaller weights"
             raise InvalidFileError("bake-overflow", f"{self.name}: a blended weight does not fit {kind}", hint=hint)
-        self._before += rows.before
-        self._changed += rows.changed
-        self._after += rows.after
-        self._lost += rows.lost
-        self.writer.write(rows.data)
-        self.advance(rows.data.nbytes)
+        self.measured.add(found)
+        self.writer.write(data)
+        self.advance(data.nbytes)
 
     @property
     def change(self) -> float:
         """Norm of the change, before rounding, relative to that of the base."""
-        return math.sqrt(self._changed / self._before) if self._before else 0.0
+        norm = math.sqrt(self.measured.changed) if self._change is None else self._change
+        return norm / math.sqrt(self.measured.before) if self.measured.before else 0.0
 
     @property
     def rounding(self) -> float:
-        """Norm of what rounding took away, relative to that of the result."""
-        return math.sqrt(self._lost / self._after) if self._after else 0.0
+        """Norm of what rounding took away, relative to that of the result, measured on a part of the rows."""
+        return math.sqrt(self.measured.lost / self.measured.sampled) if self.measured.sampled else 0.0
 
 
-def _scratch(like: Tensor) -> Tensor:
-    """Memory of this thread to compute in, of a tensor's shape, float32."""
-    held: Tensor | None = getattr(_OF_THREAD, "scratch", None)
-    if held is None or held.numel() < like.numel():
-        held = _OF_THREAD.scratch = torch.empty(like.numel())
-    return held[: like.numel()].view(like.shape)
+def _pieces(blocks: Iterable[Block]) -> Iterator[list[tuple[int, Block]]]:
+    """Blocks with their numbers, as many together as are written at a time."""
+    piece: list[tuple[int, Block]] = []
+    filled = 0
+    for number, block in enumerate(blocks):
+        piece.append((number, block))
+        filled += block.elements
+        if filled >= ROW_BLOCK_ELEMENTS:
+            yield piece
+            piece, filled = [], 0
+    if piece:
+        yield piece
+
+
+def _scratch(name: str, like: Tensor) -> Tensor:
+    """Memory of this thread to compute in, of a tensor's shape, float32: fresh memory would cost more than the sums."""
+    held: dict[str, Tensor] = _OF_THREAD.__dict__
+    if name not in held or held[name].numel() < like.numel():
+        held[name] = torch.empty(like.numel())
+    return held[name][: like.numel()].view(like.shape)
 
 
 def require_finite(tensor: Tensor, name: str) -> None:
@@ -139,4 +212,4 @@ def _not_finite(name: str) -> InvalidFileError:
 
 
 def _squares(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor)) ** 2
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32)) ** 2

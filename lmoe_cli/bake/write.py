@@ -17,9 +17,10 @@ from torch import Tensor
 from lmoe_cli.bake.methods.method import Settings, TaskVectors
 from lmoe_cli.bake.methods.registry import METHODS
 from lmoe_cli.bake.plan import Output, Plan
-from lmoe_cli.bake.rows import Advance, Block, Sink, require_finite
+from lmoe_cli.bake.rows import BLOCK_ELEMENTS, Advance, Block, Sink, require_finite
 from lmoe_cli.bake.stored import rows_of, stored_at
-from lmoe_cli.bank.delta import ROW_BLOCK_ELEMENTS, Delta, Update, bias_update, update
+from lmoe_cli.bake.unit import Halves, split
+from lmoe_cli.bank.delta import Delta, Update, bias_update, update
 from lmoe_cli.bank.gates import in_force
 from lmoe_cli.bank.load import Terms, open_terms
 from lmoe_cli.checkpoint.dequantize import Matrix
@@ -30,6 +31,9 @@ from lmoe_cli.files import NewFile
 from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
 from lmoe_cli.loadout.recipe import BakeSettings
+
+NewSink = Callable[[float | None], Sink]
+"""Takes the norm of the whole change where it is known."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,11 @@ class Baked:
     change: float
     """Frobenius norm of W' - W, before rounding, relative to that of W."""
     rounding: float
-    """Frobenius norm of what rounding took away, relative to that of W'."""
+    """Frobenius norm of what rounding took away, relative to that of W'; measured on every eighth block of rows."""
+    compared: int = 0
+    """Elements from the matrix unit that were compared with the float32 sum, rounded."""
+    differing: int = 0
+    """How many of them are another number."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ def write_model(
     folder: Path,
     *,
     jobs: int = 1,
+    is_fused: bool = False,
     advance: Advance = lambda _: None,
 ) -> list[Written]:
     """Write every weight file of a plan.
@@ -73,6 +82,7 @@ def write_model(
         settings: Method and its parameters.
         folder: Where to.
         jobs: Files written at a time. The bytes do not depend on it.
+        is_fused: Let the matrix unit add up what is bfloat16 and stays so.
         advance: Told the bytes that were written.
     """
     threads = torch.get_num_threads()
@@ -89,7 +99,7 @@ def write_model(
             reader = stack.enter_context(TensorReader(loadout.base.stored, loadout.base.source.require))
             terms = stack.enter_context(open_terms(loadout))
             pool = stack.enter_context(ThreadPoolExecutor(max(1, threads // jobs)))
-            baker = _Baker(loadout, weights, settings, reader, terms, pool)
+            baker = _Baker(loadout, weights, settings, reader, terms, pool, is_fused=is_fused)
             outputs = plan.files[name]
             shapes = {output.name: output.shape for output in outputs}
             file = stack.enter_context(ShardWriter(folder / name, shapes, metadata))
@@ -124,8 +134,11 @@ class _Baker:
         reader: TensorReader,
         terms: Terms,
         pool: Executor,
+        *,
+        is_fused: bool,
     ) -> None:
         self.loadout = loadout
+        self.is_fused = is_fused
         gates = [weights[expert.name] for expert in loadout.experts]
         self.gates = in_force(gates, loadout.recipe.skip_below).tolist()
         self.settings = settings
@@ -143,61 +156,72 @@ class _Baker:
             advance(info.size)
             return None
         rows = self.reader.rows(output.source.name)
-        sink = Sink(output.source.name, writer, getattr(torch, FLOATS[output.shape.dtype]), self.pool, advance)
+        dtype = getattr(torch, FLOATS[output.shape.dtype])
+
+        def sink(change: float | None) -> Sink:
+            return Sink(output.source.name, writer, dtype, self.pool, advance, change)
+
         if isinstance(rows, Tensor) and output.bias_of is not None:
-            used = self._bias(sink, rows, output.bias_of)
+            targets: tuple[Target, ...] = (output.bias_of,)
+            written = self._bias(sink, rows, output.bias_of)
         elif not output.targets:
-            sink.add(_blocks(rows if isinstance(rows, Matrix) else rows.reshape(-1, 1), None))
+            sink(0.0).add(_blocks(rows if isinstance(rows, Matrix) else rows.reshape(-1, 1), None))
             return None
         elif isinstance(rows, Matrix) or output.targets[0].index is None:
-            used = self._matrix(sink, rows, output.targets[0])
+            targets = output.targets[:1]
+            written = self._matrix(sink, rows, output.targets[0], dtype)
         else:
-            used = self._stack(sink, rows, output.targets)
-        names = sorted({self.loadout.experts[expert].name for expert in used})
-        return Baked(output.name, file, tuple(names), sink.change, sink.rounding)
+            targets = output.targets
+            written = self._stack(sink, rows, output.targets)
+        used = {number for target in targets for number, _ in self.loadout.by_target[target]}
+        names = sorted(self.loadout.experts[expert].name for expert in used)
+        seen = written.measured
+        return Baked(output.name, file, tuple(names), written.change, written.rounding, seen.compared, seen.differing)
 
-    def _bias(self, sink: Sink, tensor: Tensor, target: Target) -> list[int]:
-        exact = tensor.float()
+    def _bias(self, sink: NewSink, tensor: Tensor, target: Target) -> Sink:
         if self.settings.method == "linear":
-            change = bias_update(
-                self.terms.gated(target, *stored_at(self.loadout.base, self.reader, target), self.gates)
-            )
-            exact = exact if change is None else exact + change
+            gated = self.terms.gated(target, *stored_at(self.loadout.base, self.reader, target), self.gates)
+            added = bias_update(gated)
+            change = None if added is None else (lambda rows: rows.add_(added))
         else:
             vectors = self._task_vectors(
                 target, "bias", lambda delta: None if delta.bias is None else delta.bias[:, None].clone()
             )
-            exact = exact if vectors is None else vectors.block(tensor[:, None], 0)[:, 0]
-        sink.add([lambda: Block(tensor, exact)])
-        return self._experts(target)
+            change = None if vectors is None else (lambda rows: vectors.add_to(rows[:, None], 0))
+        own = sink(None)
+        own.add([Block(tensor.numel(), lambda: tensor, change)])
+        return own
 
-    def _matrix(self, sink: Sink, rows: Tensor | Matrix, target: Target) -> list[int]:
+    def _matrix(self, sink: NewSink, rows: Tensor | Matrix, target: Target, dtype: torch.dtype) -> Sink:
         if isinstance(rows, Tensor) and rows.dim() == 1:  # a norm's weight is a matrix of one column
             rows = rows[:, None]
-        sink.add(_blocks(rows, self._update(target, rows)))
-        return self._experts(target)
+        change = self._update(target, rows)
+        is_fused = self.is_fused and rows.dtype == dtype == torch.bfloat16
+        halves = split(change) if is_fused and isinstance(change, Update) else None
+        own = sink(0.0 if change is None else change.norm)
+        own.add(_blocks(rows, change, halves))
+        return own
 
-    def _stack(self, sink: Sink, tensor: Tensor, targets: tuple[Target, ...]) -> list[int]:
+    def _stack(self, sink: NewSink, tensor: Tensor, targets: tuple[Target, ...]) -> Sink:
         """A tensor of three dimensions: one slice after the other, each changed by its own experts."""
 
-        def block(index: int, changes: list[tuple[Target, Update | TaskVectors]]) -> Block:
-            exact = tensor[index].to(torch.float32, copy=True)
+        def apply(changes: list[tuple[Target, Update | TaskVectors]], rows: Tensor) -> None:
             for target, change in changes:
-                part = rows_of(exact, target)
-                part.copy_(change.block(part, 0))
-            return Block(tensor[index], exact)
+                part = rows_of(rows, target)
+                own = part.contiguous()
+                change.add_to(own, 0)
+                part.copy_(own)
 
-        def blocks() -> Iterator[Callable[[], Block]]:
+        def blocks() -> Iterator[Block]:
             for index in range(tensor.shape[0]):
                 found = [target for target in targets if target.index == index]
                 changes = [(target, self._update(target, rows_of(tensor[index], target))) for target in found]
-                yield partial(block, index, [(target, change) for target, change in changes if change is not None])
+                live = [(target, change) for target, change in changes if change is not None]
+                yield Block(tensor[index].numel(), partial(tensor.__getitem__, index), partial(apply, live))
 
-        sink.add(blocks())
-        return [number for target in targets for number in self._experts(target)]
-
-    def _experts(self, target: Target) -> list[int]:
-        return [number for number, _ in self.loadout.by_target[target]]
+        own = sink(None)
+        own.add(blocks())
+        return own
 
     def _update(self, target: Target, matrix: Tensor | Matrix) -> Update | TaskVectors | None:
         """The change of a stored matrix by the method of the recipe."""
@@ -229,12 +253,25 @@ class _Baker:
         return TaskVectors(METHODS[self.settings.method], deltas, weights, sum(others.values()), settings)
 
 
-def _blocks(matrix: Tensor | Matrix, change: Update | TaskVectors | None) -> Iterator[Callable[[], Block]]:
-    """What computes the rows of a matrix, block by block."""
-    step = max(1, ROW_BLOCK_ELEMENTS // max(1, matrix.shape[1]))
+def _blocks(
+    matrix: Tensor | Matrix, change: Update | TaskVectors | None, halves: Halves | None = None
+) -> Iterator[Block]:
+    """The rows of a matrix, block by block."""
+    width = max(1, matrix.shape[1])
+    step = max(1, BLOCK_ELEMENTS // width)
+    for start in range(0, matrix.shape[0], step):
+        stop = min(start + step, matrix.shape[0])
+        yield Block(
+            (stop - start) * width,
+            partial(matrix.__getitem__, slice(start, stop)),
+            None if change is None else partial(_change, change, start),
+            None if halves is None else partial(_fused, halves, start),
+        )
 
-    def block(start: int) -> Block:
-        rows = matrix[start : start + step]
-        return Block(rows, rows.float() if change is None else change.block(rows, start))
 
-    return (partial(block, start) for start in range(0, matrix.shape[0], step))
+def _change(change: Update | TaskVectors, start: int, rows: Tensor) -> None:
+    change.add_to(rows, start)
+
+
+def _fused(halves: Halves, start: int, rows: Tensor, out: Tensor) -> None:
+    halves.into(rows, start, out)

@@ -10,6 +10,7 @@ with rho and kappa as diagonals. Every experts' terms add up; factors are never 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,30 +88,47 @@ class Update:
     saved: tuple[tuple[float, Tensor], ...]
     """Gate and matrix, as stored."""
 
-    def block(self, weight: Tensor, start: int) -> Tensor:
-        """The changed rows ``start`` to ``start + len(weight)``.
+    def add_to(self, rows: Tensor, start: int) -> None:
+        """Change rows ``start`` to ``start + len(rows)`` in place.
 
         Args:
-            weight: Those rows as stored, (k, m), any float dtype; not changed.
+            rows: As stored, (k, m), float32, so that the caller rounds once.
             start: Number of the first of them.
-
-        Returns:
-            (k, m), float32, so that the caller rounds once.
         """
-        rows = slice(start, start + weight.shape[0])
-        result = weight.to(torch.float32, copy=True)  # (k, m)
+        own = slice(start, start + rows.shape[0])
         if self.column is not None:
             scale = self.keep + self.column[None, :]
-            result *= scale if self.row is None else scale + self.row[rows, None]
+            rows *= scale if self.row is None else scale + self.row[own, None]
         elif self.row is not None:
-            result *= (self.keep + self.row[rows])[:, None]
+            rows *= (self.keep + self.row[own])[:, None]
         elif self.keep != 1.0:
-            result *= self.keep
+            rows *= self.keep
         if self.left is not None and self.right is not None:
-            result.addmm_(self.left[rows], self.right)
+            rows.addmm_(self.left[own], self.right)
         for gate, matrix in self.saved:
-            result.add_(matrix[rows].to(torch.float32).view_as(result), alpha=gate)
+            rows.add_(matrix[own].to(torch.float32).view_as(rows), alpha=gate)
+
+    def block(self, weight: Tensor, start: int) -> Tensor:
+        """The changed rows from ``start`` on, (k, m), float32, of rows as they are stored, in any float dtype."""
+        result = weight.to(torch.float32, copy=True)
+        self.add_to(result, start)
         return result
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether it is a product of two factors and nothing else."""
+        return self.left is not None and self.row is None and self.column is None and self.keep == 1.0
+
+    @property
+    def norm(self) -> float | None:
+        """Frobenius norm of a low-rank change, which needs no matrix: that of B A is the root of sum (B'B) (A A').
+
+        None for any other.
+        """
+        if not self.is_low_rank or self.left is None or self.right is None:
+            return None
+        inner = (self.left.T @ self.left).double() * (self.right @ self.right.T).double()
+        return math.sqrt(max(0.0, float(inner.sum())))
 
     def change(self, weight: Tensor) -> Tensor:
         """The change alone, W' - W.

@@ -13,9 +13,10 @@ import pytest
 import tiny
 import torch
 from laws.cases import MIXED, Case, case
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lmoe_cli import files
+from lmoe_cli.bake import rows, unit, write
 from lmoe_cli.bake.adapter import bake_adapter
 from lmoe_cli.bake.model import bake_model
 from lmoe_cli.bake.verify import verify, verify_adapter
@@ -68,6 +69,49 @@ def test_a_weight_is_rounded_once_from_the_exact_sum(loadout, tmp_path):
     half = load_file(tmp_path / "half" / "model.safetensors")
     assert all(torch.equal(tensor.bfloat16(), half[name]) for name, tensor in exact.items())
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def in_bfloat16(tmp_path):
+    """A loadout whose base is stored in bfloat16, large enough for several blocks."""
+    base = tiny.save_base("qwen3", tmp_path / "base", hidden_size=256, intermediate_size=1536, vocab_size=512)
+    state = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(state, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (base / "config.json").write_text(json.dumps(config))
+    one = tiny.save_adapter(base, "lora", tmp_path / "one")
+    return Case(base, one, tiny.save_adapter(base, "lora", tmp_path / "two", seed=9, rank=3)).loadout(MIXED)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_the_matrix_unit_rounds_as_float32_but_for_as_many_elements_as_the_report_tells(tmp_path, monkeypatch, split):
+    loadout = in_bfloat16(tmp_path)
+    monkeypatch.setattr(rows, "SAMPLED", 1)
+    monkeypatch.setattr(write, "BLOCK_ELEMENTS", 9000)
+    if not split:  # as if the factors went into the unit as they are, in one half each
+        monkeypatch.setattr(unit, "_halves", lambda factor: (factor.bfloat16(), torch.zeros_like(factor).bfloat16()))
+    bake_model(loadout, tmp_path / "exact", rounding="exact")
+    report = bake_model(loadout, tmp_path / "fused", rounding="fused")
+    exact, fused = (load_file(tmp_path / name / "model.safetensors") for name in ("exact", "fused"))
+    changed = {tensor["name"] for tensor in report["tensors"]}
+    total = sum(exact[name].numel() for name in changed)
+    differing = sum(int((exact[name] != fused[name]).sum()) for name in changed)
+    assert report["rounding"] == {"way": "fused", "compared": total, "differing": pytest.approx(differing / total)}
+    assert (differing / total < 0.01) == split
+    again = json.loads((tmp_path / "exact" / "bake-report.json").read_text())
+    assert again["rounding"] == {"way": "exact"}
+    for before, after in zip(again["tensors"], report["tensors"], strict=True):
+        assert after["change"] == pytest.approx(before["change"], rel=1e-3)
+        assert (after["rounding"] == pytest.approx(before["rounding"], rel=1e-3)) == split
+
+
+def test_what_rounding_takes_is_told_as_it_is(tmp_path):
+    loadout = in_bfloat16(tmp_path)
+    bake_model(loadout, tmp_path / "exact", dtype="float32")
+    report = bake_model(loadout, tmp_path / "half")
+    exact, half = (load_file(tmp_path / name / "model.safetensors") for name in ("exact", "half"))
+    for tensor in report["tensors"]:
+        plain, rounded = exact[tensor["name"]].double(), half[tensor["name"]].double()
+        assert tensor["rounding"] == pytest.approx(float((plain - rounded).norm() / plain.norm()), rel=0.1)
 
 
 def test_the_report_tells_recipe_hashes_and_what_became_of_every_tensor(loadout, tmp_path):

@@ -188,7 +188,7 @@ def test_only_some_rows_are_dequantised_at_a_time_and_which_makes_no_difference(
         return found
 
     monkeypatch.setattr(dequantize.Matrix, "__getitem__", counting)
-    monkeypatch.setattr(write, "ROW_BLOCK_ELEMENTS", 900)
+    monkeypatch.setattr(write, "BLOCK_ELEMENTS", 900)
     parts = bake_model(loadout("nf4-nested").dequantized, tmp_path / "parts", jobs=2)
     assert parts["files"] == whole["files"]
     assert len(asked) > 100

@@ -56,10 +56,12 @@ class TaskVectors:
         self._normalize = method.normalizes if settings.normalize is None else settings.normalize
         self._sum = sum(weights) + others
 
-    def block(self, weight: Tensor, start: int) -> Tensor:
-        """The changed rows ``start`` to ``start + len(weight)``. See `bank.delta.Update.block`."""
-        rows = slice(start, start + weight.shape[0])
-        return weight.to(torch.float32) + self._combined(rows)
+    norm = None
+    """Of the change: not known beforehand. See `bank.delta.Update.norm`."""
+
+    def add_to(self, rows: Tensor, start: int) -> None:
+        """Change rows from ``start`` on in place. See `bank.delta.Update.add_to`."""
+        rows.add_(self._combined(slice(start, start + rows.shape[0])))
 
     def _combined(self, rows: slice) -> Tensor:
         weighted = torch.stack([delta[rows] for delta in self._deltas]).mul_(self._weights)  # (E, k, m)
