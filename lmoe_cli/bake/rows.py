@@ -6,7 +6,6 @@ Each block is computed by one thread, and blocks do not depend on how many there
 from __future__ import annotations
 
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -16,18 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lmoe_cli.bake.blocks import scratch
 from lmoe_cli.bank.delta import ROW_BLOCK_ELEMENTS
 from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.files import NewFile
 
 LOOKAHEAD = 4
 """Pieces that are computed ahead of the one being written."""
-BLOCK_ELEMENTS = 1 << 18
-"""Elements that are changed at a time: with all that is computed of them they fit a core's own cache."""
 SAMPLED = 8
 """Of so many blocks one is measured for what rounding takes away."""
-
-_OF_THREAD = threading.local()
 
 Advance = Callable[[int], None]
 """Told the bytes that were written."""
@@ -128,11 +124,11 @@ class Sink:
             found.after = _squares(out)
             if not is_sampled:
                 return found
-        exact = _scratch("exact", before).copy_(before)
+        exact = scratch("exact", before).copy_(before)
         found.before = found.before or _squares(exact)
         plain = None
         if self._change is None:
-            plain = _scratch("plain", exact).copy_(exact)
+            plain = scratch("plain", exact).copy_(exact)
         if block.change:
             block.change(exact)
         if not block.fused:
@@ -141,7 +137,7 @@ class Sink:
         if plain is not None:
             found.changed = _squares(torch.sub(exact, plain, out=plain))
         if is_sampled:
-            lost = _scratch("lost", exact)
+            lost = scratch("lost", exact)
             found.sampled, found.lost = found.after, _squares(torch.sub(lost.copy_(out), exact, out=lost))
             if block.fused:
                 found.compared, found.differing = out.numel(), int((exact.to(self.dtype) != out).sum())
@@ -184,14 +180,6 @@ def _pieces(blocks: Iterable[Block]) -> Iterator[list[tuple[int, Block]]]:
             piece, filled = [], 0
     if piece:
         yield piece
-
-
-def _scratch(name: str, like: Tensor) -> Tensor:
-    """Memory of this thread to compute in, of a tensor's shape, float32: fresh memory would cost more than the sums."""
-    held: dict[str, Tensor] = _OF_THREAD.__dict__
-    if name not in held or held[name].numel() < like.numel():
-        held[name] = torch.empty(like.numel())
-    return held[name][: like.numel()].view(like.shape)
 
 
 def require_finite(tensor: Tensor, name: str) -> None:

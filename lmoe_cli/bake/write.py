@@ -14,10 +14,11 @@ from threading import Event
 import torch
 from torch import Tensor
 
+from lmoe_cli.bake.blocks import blocks, single_threaded
 from lmoe_cli.bake.methods.method import Settings, TaskVectors
 from lmoe_cli.bake.methods.registry import METHODS
 from lmoe_cli.bake.plan import Output, Plan
-from lmoe_cli.bake.rows import BLOCK_ELEMENTS, Advance, Block, Sink, require_finite
+from lmoe_cli.bake.rows import Advance, Block, Sink, require_finite
 from lmoe_cli.bake.stored import rows_of, stored_at
 from lmoe_cli.bake.unit import Halves, split
 from lmoe_cli.bank.delta import Delta, Update, bias_update, update
@@ -85,7 +86,6 @@ def write_model(
         is_fused: Let the matrix unit add up what is bfloat16 and stays so.
         advance: Told the bytes that were written.
     """
-    threads = torch.get_num_threads()
     metadata = _metadata(loadout)
     stopped = Event()
 
@@ -98,24 +98,20 @@ def write_model(
         with ExitStack() as stack:
             reader = stack.enter_context(TensorReader(loadout.base.stored, loadout.base.source.require))
             terms = stack.enter_context(open_terms(loadout))
-            pool = stack.enter_context(ThreadPoolExecutor(max(1, threads // jobs)))
-            baker = _Baker(loadout, weights, settings, reader, terms, pool, is_fused=is_fused)
+            computing = stack.enter_context(ThreadPoolExecutor(max(1, threads // jobs)))
+            baker = _Baker(loadout, weights, settings, reader, terms, computing, is_fused=is_fused)
             outputs = plan.files[name]
             shapes = {output.name: output.shape for output in outputs}
             file = stack.enter_context(ShardWriter(folder / name, shapes, metadata))
             told = [found for output in outputs if (found := baker.write(output, name, file, tell))]
         return Written(name, file.sha256, tuple(told))
 
-    torch.set_num_threads(1)  # a product split over threads adds up in another order
-    try:
-        with ThreadPoolExecutor(jobs) as pool:
-            try:
-                return list(pool.map(one, plan.files))
-            except BaseException:  # also a signal, which reaches this thread alone
-                stopped.set()
-                raise
-    finally:
-        torch.set_num_threads(threads)
+    with single_threaded() as threads, ThreadPoolExecutor(jobs) as pool:
+        try:
+            return list(pool.map(one, plan.files))
+        except BaseException:  # also a signal, which reaches this thread alone
+            stopped.set()
+            raise
 
 
 def _metadata(loadout: Loadout) -> Mapping[str, str]:
@@ -212,7 +208,7 @@ class _Baker:
                 change.add_to(own, 0)
                 part.copy_(own)
 
-        def blocks() -> Iterator[Block]:
+        def slices() -> Iterator[Block]:
             for index in range(tensor.shape[0]):
                 found = [target for target in targets if target.index == index]
                 changes = [(target, self._update(target, rows_of(tensor[index], target))) for target in found]
@@ -220,7 +216,7 @@ class _Baker:
                 yield Block(tensor[index].numel(), partial(tensor.__getitem__, index), partial(apply, live))
 
         own = sink(None)
-        own.add(blocks())
+        own.add(slices())
         return own
 
     def _update(self, target: Target, matrix: Tensor | Matrix) -> Update | TaskVectors | None:
@@ -257,15 +253,12 @@ def _blocks(
     matrix: Tensor | Matrix, change: Update | TaskVectors | None, halves: Halves | None = None
 ) -> Iterator[Block]:
     """The rows of a matrix, block by block."""
-    width = max(1, matrix.shape[1])
-    step = max(1, BLOCK_ELEMENTS // width)
-    for start in range(0, matrix.shape[0], step):
-        stop = min(start + step, matrix.shape[0])
+    for rows in blocks(matrix.shape):
         yield Block(
-            (stop - start) * width,
-            partial(matrix.__getitem__, slice(start, stop)),
-            None if change is None else partial(_change, change, start),
-            None if halves is None else partial(_fused, halves, start),
+            (rows.stop - rows.start) * matrix.shape[1],
+            partial(matrix.__getitem__, rows),
+            None if change is None else partial(_change, change, rows.start),
+            None if halves is None else partial(_fused, halves, rows.start),
         )
 
 

@@ -16,7 +16,7 @@ from laws.cases import MIXED, Case, case
 from safetensors.torch import load_file, save_file
 
 from lmoe_cli import files
-from lmoe_cli.bake import rows, unit, write
+from lmoe_cli.bake import blocks, rows, unit
 from lmoe_cli.bake.adapter import bake_adapter
 from lmoe_cli.bake.model import bake_model
 from lmoe_cli.bake.verify import verify, verify_adapter
@@ -86,7 +86,7 @@ def in_bfloat16(tmp_path):
 def test_the_matrix_unit_rounds_as_float32_but_for_as_many_elements_as_the_report_tells(tmp_path, monkeypatch, split):
     loadout = in_bfloat16(tmp_path)
     monkeypatch.setattr(rows, "SAMPLED", 1)
-    monkeypatch.setattr(write, "BLOCK_ELEMENTS", 9000)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 9000)
     if not split:  # as if the factors went into the unit as they are, in one half each
         monkeypatch.setattr(unit, "_halves", lambda factor: (factor.bfloat16(), torch.zeros_like(factor).bfloat16()))
     bake_model(loadout, tmp_path / "exact", rounding="exact")

@@ -18,7 +18,6 @@ import torch
 from laws.cases import MIXED, Case, assert_close
 from safetensors.torch import save_file
 
-from lmoe_cli.bake import write
 from lmoe_cli.bake.adapter import bake_adapter
 from lmoe_cli.bake.base_weights import from_dequantized, from_original
 from lmoe_cli.bake.model import bake_model
@@ -188,7 +187,7 @@ def test_only_some_rows_are_dequantised_at_a_time_and_which_makes_no_difference(
         return found
 
     monkeypatch.setattr(dequantize.Matrix, "__getitem__", counting)
-    monkeypatch.setattr(write, "BLOCK_ELEMENTS", 900)
+    monkeypatch.setattr("lmoe_cli.bake.blocks.BLOCK_ELEMENTS", 900)
     parts = bake_model(loadout("nf4-nested").dequantized, tmp_path / "parts", jobs=2)
     assert parts["files"] == whole["files"]
     assert len(asked) > 100
