@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,9 +37,10 @@ def single_threaded() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def scratch(name: str, like: Tensor) -> Tensor:
-    """Memory of this thread to compute in, of a tensor's shape, float32: fresh memory would cost more than the sums."""
+def scratch(name: str, shape: Sequence[int]) -> Tensor:
+    """Memory of this thread to compute in, of a shape, float32: fresh memory would cost more than the sums."""
     held: dict[str, Tensor] = _OF_THREAD.__dict__
-    if name not in held or held[name].numel() < like.numel():
-        held[name] = torch.empty(like.numel())
-    return held[name][: like.numel()].view(like.shape)
+    size = math.prod(shape)
+    if name not in held or held[name].numel() < size:
+        held[name] = torch.empty(size)
+    return held[name][:size].view(*shape)

@@ -124,11 +124,11 @@ class Sink:
             found.after = _squares(out)
             if not is_sampled:
                 return found
-        exact = scratch("exact", before).copy_(before)
+        exact = scratch("exact", before.shape).copy_(before)
         found.before = found.before or _squares(exact)
         plain = None
         if self._change is None:
-            plain = scratch("plain", exact).copy_(exact)
+            plain = scratch("plain", exact.shape).copy_(exact)
         if block.change:
             block.change(exact)
         if not block.fused:
@@ -137,7 +137,7 @@ class Sink:
         if plain is not None:
             found.changed = _squares(torch.sub(exact, plain, out=plain))
         if is_sampled:
-            lost = scratch("lost", exact)
+            lost = scratch("lost", exact.shape)
             found.sampled, found.lost = found.after, _squares(torch.sub(lost.copy_(out), exact, out=lost))
             if block.fused:
                 found.compared, found.differing = out.numel(), int((exact.to(self.dtype) != out).sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,8 +13,8 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from lmoe_cli.bake.blocks import blocks, single_threaded
-from lmoe_cli.bake.methods.method import Settings, TaskVectors
+from lmoe_cli.bake.blocks import blocks, scratch, single_threaded
+from lmoe_cli.bake.methods.method import Rows, Settings, TaskVectors
 from lmoe_cli.bake.methods.registry import METHODS
 from lmoe_cli.bake.plan import Output, Plan
 from lmoe_cli.bake.rows import Advance, Block, Sink, require_finite
@@ -87,6 +86,7 @@ def write_model(
         advance: Told the bytes that were written.
     """
     metadata = _metadata(loadout)
+    jobs = min(jobs, len(plan.files))
     stopped = Event()
 
     def tell(size: int) -> None:
@@ -181,7 +181,7 @@ class _Baker:
             change = None if added is None else (lambda rows: rows.add_(added))
         else:
             vectors = self._task_vectors(
-                target, "bias", lambda delta: None if delta.bias is None else delta.bias[:, None].clone()
+                target, "bias", (len(tensor), 1), lambda delta: None if delta.bias is None else _column(delta.bias)
             )
             change = None if vectors is None else (lambda rows: vectors.add_to(rows[:, None], 0))
         own = sink(None)
@@ -225,28 +225,48 @@ class _Baker:
             gated = self.terms.gated(target, *stored_at(self.loadout.base, self.reader, target), self.gates)
             return update(gated, transposed=target.transposed)
 
-        def dense(delta: Delta) -> Tensor | None:
+        def rows_of_delta(delta: Delta) -> Rows | None:
             alone = update([(1.0, delta)], transposed=target.transposed)
-            return None if alone is None else alone.change(matrix[:])
+            if alone is None:
+                return None
 
-        return self._task_vectors(target, "weight", dense)
+            return partial(_rows_of_change, alone, matrix)
 
-    def _task_vectors(self, target: Target, name: str, dense: Callable[[Delta], Tensor | None]) -> TaskVectors | None:
+        return self._task_vectors(target, "weight", (matrix.shape[0], matrix.shape[1]), rows_of_delta)
+
+    def _task_vectors(
+        self, target: Target, name: str, shape: tuple[int, int], rows_of_delta: Callable[[Delta], Rows | None]
+    ) -> TaskVectors | None:
         """What a method makes of the experts' deltas of one tensor, each weighted by gate and rule."""
-        deltas: list[Tensor] = []
+        deltas: list[Rows] = []
         weights: list[float] = []
         others = dict(enumerate(self.gates))
         for number, delta, factor in self.terms.parts(target, *stored_at(self.loadout.base, self.reader, target)):
-            if (vector := dense(delta)) is not None:
-                deltas.append(vector)
+            if (rows := rows_of_delta(delta)) is not None:
+                deltas.append(rows)
                 weights.append(others.pop(number) * factor)
         if not deltas:
             return None
         # Seeded per tensor, so that the draws do not depend on which file is written first.
-        seed = hashlib.sha256(f"{self.settings.seed}/{target.module}.{name}/{target.index}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(seed[:7], "little"))
-        settings = Settings(self.settings.density, self.settings.epsilon, self.settings.normalize, generator)
-        return TaskVectors(METHODS[self.settings.method], deltas, weights, sum(others.values()), settings)
+        seed = f"{self.settings.seed}/{target.module}.{name}/{target.index}"
+        settings = Settings(self.settings.density, self.settings.epsilon, self.settings.normalize, seed)
+        method, rest = METHODS[self.settings.method], sum(others.values())
+        return TaskVectors(method, deltas, shape, weights, rest, settings, self.pool.map)
+
+
+def _rows_of_change(change: Update, matrix: Tensor | Matrix, rows: slice) -> Tensor:
+    """Some rows of a change, float32, in memory of this thread."""
+    numbers = range(matrix.shape[0])[rows]
+    out = scratch("delta", (len(numbers), matrix.shape[1]))
+    if change.is_low_rank:
+        return change.change(None, rows, out)
+    if isinstance(matrix, Matrix) and numbers.step != 1:  # of which only neighbours are read at a time
+        return change.change(torch.cat([matrix[row : row + 1] for row in numbers]), rows, out)
+    return change.change(matrix[rows], rows, out)
+
+
+def _column(vector: Tensor) -> Rows:
+    return lambda some: vector[some, None].clone()
 
 
 def _blocks(

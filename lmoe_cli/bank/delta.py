@@ -130,25 +130,32 @@ class Update:
         inner = (self.left.T @ self.left).double() * (self.right @ self.right.T).double()
         return math.sqrt(max(0.0, float(inner.sum())))
 
-    def change(self, weight: Tensor) -> Tensor:
-        """The change alone, W' - W.
+    def change(self, weight: Tensor | None, rows: slice = slice(None), out: Tensor | None = None) -> Tensor:
+        """The change alone, W' - W, of some rows.
 
         Args:
-            weight: W as stored, (n, m), any float dtype.
+            weight: Those rows as stored, (k, m), any float dtype; None where `is_low_rank`.
+            rows: Which they are.
+            out: Where to put it, (k, m), float32; fresh memory when None.
 
         Returns:
-            (n, m), float32.
+            (k, m), float32.
         """
-        result = torch.zeros(weight.shape)
+        if self.is_low_rank and self.left is not None and self.right is not None:
+            return torch.mm(self.left[rows], self.right, out=out)
+        assert weight is not None, "only a low-rank change does without"
+        result = torch.empty(weight.shape, dtype=torch.float32) if out is None else out
         if self.left is not None and self.right is not None:
-            torch.mm(self.left, self.right, out=result)
+            torch.mm(self.left[rows], self.right, out=result)
+        else:
+            result.zero_()
         if self.row is not None or self.column is not None or self.keep != 1.0:
             scale = torch.full_like(result[:, :1], self.keep - 1.0)
-            scale = scale if self.row is None else scale + self.row[:, None]
+            scale = scale if self.row is None else scale + self.row[rows, None]
             scale = scale if self.column is None else scale + self.column[None, :]
             result.addcmul_(weight.to(torch.float32), scale)
         for gate, matrix in self.saved:
-            result.add_(matrix.to(torch.float32).view_as(result), alpha=gate)
+            result.add_(matrix[rows].to(torch.float32).view_as(result), alpha=gate)
         return result
 
     def to(self, device: torch.device) -> Update:

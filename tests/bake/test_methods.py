@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from lmoe_cli.bake.methods.method import Settings, TaskVectors
+from lmoe_cli.bake import blocks
+from lmoe_cli.bake.methods import thinning
+from lmoe_cli.bake.methods.method import Settings, TaskVectors, Whole
 from lmoe_cli.bake.methods.registry import METHODS
-from lmoe_cli.bake.methods.thinning import BLOCK_ELEMENTS, keep_largest
+from lmoe_cli.bake.methods.thinning import draw, drop_at_random, keep_largest
 
 MERGEKIT = {"ties": "ties", "dare": "dare_linear", "dare_ties": "dare_ties", "della": "della"}
+RANDOM = ("dare", "dare_ties", "della")
 WEIGHTS = [0.6, 0.3, -0.2]
 
 
@@ -19,16 +24,42 @@ def deltas(seed: int = 0) -> list[torch.Tensor]:
 
 
 def settings(density: float, normalize: bool | None = None, seed: int = 5, epsilon: float = 0.1) -> Settings:
-    return Settings(density, epsilon, normalize, torch.Generator().manual_seed(seed))
+    return Settings(density, epsilon, normalize, str(seed))
 
 
-def ours(name: str, vectors: list[torch.Tensor], chosen: Settings, block: int = 7) -> torch.Tensor:
-    """The combined delta, a few rows at a time as a bake takes it."""
-    combined = TaskVectors(METHODS[name], [vector.clone() for vector in vectors], WEIGHTS, 0.0, chosen)
-    zero = torch.zeros_like(vectors[0])
-    for start in range(0, len(zero), block):
-        combined.add_to(zero[start : start + block], start)
-    return zero
+def rows_of(vector: torch.Tensor):
+    return lambda some: vector[some].clone()
+
+
+def combined(name, vectors, chosen, weights=WEIGHTS, others=0.0, each=map) -> torch.Tensor:
+    found = TaskVectors(
+        METHODS[name], [rows_of(vector) for vector in vectors], tuple(vectors[0].shape), weights, others, chosen, each
+    )
+    total = torch.zeros_like(vectors[0])
+    for block in blocks.blocks(total.shape):
+        found.add_to(total[block], block.start)
+    return total
+
+
+@pytest.fixture(autouse=True)
+def few_rows_at_a_time(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 7 * 40)
+
+
+@pytest.fixture
+def mergekits_draws(monkeypatch):
+    """Draws as mergekit makes them, expert after expert from one stream; they need a whole tensor at a time."""
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 24 * 40)
+    generator = torch.Generator().manual_seed(5)
+    made: dict[str, torch.Tensor] = {}
+
+    def draw(chance, shape, seed):
+        if seed not in made:
+            full = torch.full(tuple(shape), chance) if isinstance(chance, float) else chance
+            made[seed] = torch.bernoulli(full, generator=generator)
+        return made[seed]
+
+    monkeypatch.setattr(thinning, "draw", draw)
 
 
 def theirs(name: str, vectors: list[torch.Tensor], density: float, **parameters: object) -> torch.Tensor:
@@ -53,69 +84,109 @@ def theirs(name: str, vectors: list[torch.Tensor], density: float, **parameters:
 
 
 @pytest.mark.parametrize("density", [0.2, 0.5, 0.77, 1.0])
-@pytest.mark.parametrize("method", list(MERGEKIT))
-def test_a_method_gives_what_mergekit_gives(method, density):
-    torch.testing.assert_close(ours(method, deltas(), settings(density)), theirs(MERGEKIT[method], deltas(), density))
+def test_ties_gives_what_mergekit_gives_a_few_rows_at_a_time(density):
+    torch.testing.assert_close(combined("ties", deltas(), settings(density)), theirs("ties", deltas(), density))
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5, 0.77, 1.0])
+@pytest.mark.parametrize("method", RANDOM)
+def test_a_random_method_gives_what_mergekit_gives_of_the_same_draws(mergekits_draws, method, density):
+    ours = combined(method, deltas(), settings(density))
+    torch.testing.assert_close(ours, theirs(MERGEKIT[method], deltas(), density))
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("method", list(MERGEKIT))
-def test_dividing_by_the_weights_is_what_mergekit_calls_normalize(method, normalize):
-    found = ours(method, deltas(), settings(0.5, normalize=normalize))
+def test_dividing_by_the_weights_is_what_mergekit_calls_normalize(mergekits_draws, method, normalize):
+    found = combined(method, deltas(), settings(0.5, normalize=normalize))
     torch.testing.assert_close(found, theirs(MERGEKIT[method], deltas(), 0.5, normalize=normalize))
 
 
 def test_magnitude_keeps_the_largest_elements_and_adds():
     kept = [delta * (delta.abs() >= delta.abs().flatten().topk(480).values.min()) for delta in deltas()]
     expected = sum(weight * delta for weight, delta in zip(WEIGHTS, kept, strict=True))
-    torch.testing.assert_close(ours("magnitude", deltas(), settings(0.5)), expected)
+    torch.testing.assert_close(combined("magnitude", deltas(), settings(0.5)), expected)
 
 
-@pytest.mark.parametrize("method", ["dare", "dare_ties", "della"])
-def test_random_draws_come_from_the_seed(method):
-    first, again = (ours(method, deltas(), settings(0.5, seed=1)) for _ in range(2))
-    other = ours(method, deltas(), settings(0.5, seed=2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+@pytest.mark.parametrize("method", [*RANDOM, "ties"])
+def test_draws_come_from_the_seed_and_threads_make_no_difference(method):
+    first = combined(method, deltas(), settings(0.5, seed=1))
+    with ThreadPoolExecutor(3) as pool:
+        assert torch.equal(combined(method, deltas(), settings(0.5, seed=1), each=pool.map), first)
+    assert torch.equal(combined(method, deltas(), settings(0.5, seed=2)), first) == (method == "ties")
 
 
 @pytest.mark.parametrize("method", ["dare", "magnitude"])
 def test_at_full_density_nothing_is_thinned_out(method):
     expected = sum(weight * delta for weight, delta in zip(WEIGHTS, deltas(), strict=True))
-    torch.testing.assert_close(ours(method, deltas(), settings(1.0)), expected)
+    torch.testing.assert_close(combined(method, deltas(), settings(1.0)), expected)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_an_expert_that_leaves_a_tensor_alone_counts_among_the_weights_as_in_mergekit(normalize):
     present = deltas()[:2]
-    zero = torch.zeros_like(present[0])
-    chosen = settings(1.0, normalize=normalize)
-    found = TaskVectors(METHODS["dare"], [delta.clone() for delta in present], WEIGHTS[:2], WEIGHTS[2], chosen)
-    due = theirs("dare_linear", [*present, zero], 1.0, normalize=normalize)
-    found.add_to(zero, 0)
-    torch.testing.assert_close(zero, due)
+    found = combined("dare", present, settings(1.0, normalize=normalize), WEIGHTS[:2], WEIGHTS[2])
+    due = theirs("dare_linear", [*present, torch.zeros_like(present[0])], 1.0, normalize=normalize)
+    torch.testing.assert_close(found, due)
 
 
-def test_the_elements_of_a_bias_are_ranked_among_each_other_as_in_mergekit():
+def test_the_elements_of_a_bias_are_ranked_among_each_other_as_in_mergekit(mergekits_draws):
     vectors = [delta[0].clone() for delta in deltas()]
-    columns = [vector[:, None].clone() for vector in vectors]
-    found = TaskVectors(METHODS["della"], columns, WEIGHTS, 0.0, settings(0.5))
-    rows = torch.zeros(40, 1)
-    found.add_to(rows, 0)
-    torch.testing.assert_close(rows[:, 0], theirs("della", vectors, 0.5))
+    found = combined("della", [vector[:, None] for vector in vectors], settings(0.5))
+    torch.testing.assert_close(found[:, 0], theirs("della", vectors, 0.5))
 
 
-@pytest.mark.parametrize("density", [1e-6, 0.1, 0.5, 0.999])
-def test_the_largest_elements_are_kept_and_no_other(density):
-    delta = torch.randn(2, BLOCK_ELEMENTS, generator=torch.Generator().manual_seed(0))
+def whole(delta: torch.Tensor, seed: str = "0") -> Whole:
+    return Whole(rows_of(delta), tuple(delta.shape), map, seed)
+
+
+def thinned(delta: torch.Tensor, thin) -> torch.Tensor:
+    kept = delta.clone()
+    for block in blocks.blocks(delta.shape):
+        if thin:
+            thin(kept[block], block)
+    return kept
+
+
+@pytest.mark.parametrize("density", [1e-6, 0.005, 0.1, 0.5, 0.995, 0.999])
+@pytest.mark.parametrize("kind", ["normal", "rows of different size", "mostly zero"])
+def test_the_largest_elements_are_kept_and_no_other(density, kind, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 3000)
+    monkeypatch.setattr(thinning, "SAMPLE", 2000)
+    delta = torch.randn(200, 500, generator=torch.Generator().manual_seed(0))
+    if kind == "rows of different size":
+        delta *= torch.logspace(-6, 6, 200)[:, None]
+    if kind == "mostly zero":
+        delta[20:] = 0.0
     count = max(1, int(density * delta.numel()))
     edge = delta.abs().flatten().topk(count).values.min()
-    kept = delta.clone()
-    keep_largest(kept, density)
+    kept = thinned(delta, keep_largest(whole(delta), density))
     assert torch.equal(kept, torch.where(delta.abs() >= edge, delta, 0.0))
 
 
-def test_of_equal_elements_just_as_many_are_kept_as_there_is_room_for():
-    delta = torch.tensor([[2.0, -1.0, 1.0, -1.0], [1.0, 0.5, 0.0, -3.0]])
-    keep_largest(delta, 0.5)
-    assert delta.tolist() == [[2.0, -1.0, 1.0, 0.0], [0.0, 0.0, 0.0, -3.0]]
+@pytest.mark.parametrize("rows", [1, 2])
+def test_of_equal_elements_just_as_many_are_kept_as_there_is_room_for(monkeypatch, rows):
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 4 * rows)
+    delta = torch.tensor([[2.0, -1.0, 1.0, -1.0], [1.0, 0.5, 0.0, -3.0], [1.0, 1.0, 9.0, 0.0]])
+    kept = thinned(delta, keep_largest(whole(delta), 0.5))
+    assert kept.tolist() == [[2.0, -1.0, 1.0, -1.0], [0.0, 0.0, 0.0, -3.0], [0.0, 0.0, 9.0, 0.0]]
+
+
+@pytest.mark.parametrize("chance", [0.001, 0.3, 0.9])
+def test_draws_keep_as_many_as_the_chance_says_and_each_by_itself(chance):
+    size = 1 << 20
+    first, second = (draw(chance, (1024, 1024), seed).clone() for seed in ("one", "two"))
+    slack = 5 * (chance * (1 - chance) / size) ** 0.5
+    assert float(first.mean()) == pytest.approx(chance, abs=slack + 1 / thinning.CHANCES)
+    assert float((first * second).mean()) == pytest.approx(chance**2, abs=slack)
+    for shift in (1, 2, 3, 4, 1024):  # neighbours come from one word of the generator
+        assert float((first.flatten()[:-shift] * first.flatten()[shift:]).mean()) == pytest.approx(chance**2, abs=slack)
+    own = draw(torch.full((1024, 1024), chance), (1024, 1024), "one")
+    assert float((own - first).abs().mean()) < 2 / thinning.CHANCES
+
+
+def test_what_is_left_has_the_sum_of_magnitudes_that_there_was():
+    delta = torch.randn(100, 40, generator=torch.Generator().manual_seed(0))
+    kept = thinned(delta, drop_at_random(whole(delta), lambda _: 0.3))
+    assert float(kept.abs().sum()) == pytest.approx(float(delta.abs().sum()), rel=1e-5)
+    assert 0.2 < float((kept != 0).float().mean()) < 0.4

@@ -7,17 +7,13 @@ The rest is scaled to the sum of magnitudes it had before, which in expectation 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from lmoe_cli.bake.methods.method import Method, Settings
+from lmoe_cli.bake.methods.method import Method, Settings, Thin, Whole
 from lmoe_cli.bake.methods.thinning import drop_at_random
 
 
-def drop(delta: Tensor, settings: Settings) -> None:
-    """Drop elements with equal chances, in place."""
-    if settings.density < 1:
-        drop_at_random(delta, lambda rows: torch.full_like(rows, settings.density), settings.generator)
+def drop(whole: Whole, settings: Settings) -> Thin | None:
+    """Drop elements with equal chances."""
+    return drop_at_random(whole, lambda _: settings.density) if settings.density < 1 else None
 
 
 DARE = Method(drop, elects_sign=False, normalizes=False)

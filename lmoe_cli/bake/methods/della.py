@@ -11,15 +11,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmoe_cli.bake.methods.method import Method, Settings
+from lmoe_cli.bake.methods.method import Method, Settings, Thin, Whole
 from lmoe_cli.bake.methods.thinning import drop_at_random
 
 
-def drop_small(delta: Tensor, settings: Settings) -> None:
-    """Drop elements of each row, small ones more likely, in place."""
-    if settings.density < 1:
-        rows = delta.view(1, -1) if delta.shape[1] == 1 else delta  # a vector, such as a bias, is one row
-        drop_at_random(rows, lambda some: _chances(some, settings), settings.generator)
+def drop_small(whole: Whole, settings: Settings) -> Thin | None:
+    """Drop elements of each row, small ones more likely."""
+
+    def chance(rows: Tensor) -> Tensor:
+        line = rows.view(1, -1) if whole.shape[1] == 1 else rows  # a vector, such as a bias, is one row
+        return _chances(line, settings).view(rows.shape)
+
+    return drop_at_random(whole, chance) if settings.density < 1 else None
 
 
 def _chances(rows: Tensor, settings: Settings) -> Tensor:
