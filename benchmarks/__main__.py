@@ -1,55 +1,54 @@
-"""Make docs/benchmarks.md."""
+"""Measure and write docs/benchmarks.md: `python -m benchmarks [SECTION…]`, everything but `gpu` when none is named."""
 
 from __future__ import annotations
 
-import datetime
-from pathlib import Path
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
 
-from benchmarks import bake, decode
+import torch
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-TEXT = """# Benchmarks
-
-Made by `make bench` on {date}: {device}, {threads} threads, {bandwidth_gb_s} GB/s by a copy, torch {torch},
-transformers {transformers}, peft {peft}. Every ratio is against something run beside it; numbers of another machine
-will differ.
-
-## Decoding, batch 1
-
-Eight layers of Qwen3-0.6B's shape with random weights and a small vocabulary, so that the output head does not drown
-the layers; four experts of rank 32 on all linear layers. *Of base* is the median over rounds of the ratio within a
-round; *byte limit* is what reading the experts' bytes beside the base's allows at most. `peft` runs PEFT's own active
-adapters.
-
-### float32
-
-{layers_float32}
-### bfloat16
-
-{layers_bfloat16}
-The whole of Qwen3-0.6B, with its head, in bfloat16:
-
-{whole_bfloat16}
-## Baking
-
-{bake}
-## On a GPU
-
-No GPU was at hand for this version. `lmoe bench --synthetic qwen3-4b --dtype bfloat16 --experts 4 --rank 32 --peft`
-makes the same table on one.
-"""
+from benchmarks import baking, folding, gpu, kinds, page, profiles, results, speed, starting
+from lmoe_cli.bench.machine import machine
 
 
-def main() -> None:
-    """Measure everything and write the page."""
-    layers_float32, machine = decode.table(decode.LAYERS, "float32")
-    parts = {
-        "layers_float32": layers_float32,
-        "layers_bfloat16": decode.table(decode.LAYERS, "bfloat16")[0],
-        "whole_bfloat16": decode.table(decode.WHOLE, "bfloat16")[0],
-        "bake": bake.table(),
-    }
-    PAGE.write_text(TEXT.format(date=datetime.date.today().isoformat(), **machine, **parts))
+def _speeds(group: str) -> Callable[[], dict[str, Any]]:
+    def measure() -> dict[str, Any]:
+        found = {}
+        for name, table in speed.GROUPS[group].items():
+            started = time.perf_counter()
+            found[name] = table.measure()
+            print(f"  {name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        return found
+
+    return measure
 
 
-main()
+SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    **{group: _speeds(group) for group in speed.GROUPS},
+    "kinds": kinds.measure,
+    "profile": profiles.measure,
+    "fold": folding.measure,
+    "start": starting.measure,
+    "bake": baking.measure,
+    "gpu": gpu.measure,
+}
+
+
+def main(*named: str) -> None:
+    """Measure sections and write the page from all that was measured so far."""
+    unknown = set(named) - set(SECTIONS)
+    if unknown:
+        sys.exit(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    for name in named or (name for name in SECTIONS if name != "gpu"):
+        started = time.perf_counter()
+        print(name, file=sys.stderr, flush=True)
+        device = gpu.DEVICE if name == "gpu" else "cpu"
+        results.keep(name, SECTIONS[name](), machine(torch.device(device)))
+        print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    page.PATH.write_text(page.page(results.load()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

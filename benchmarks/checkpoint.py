@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from lmoe_cli.bench.shapes import SHAPES
+from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.writer import Shape, ShardWriter
 
 SHARD_BYTES = 2 << 30
+STORED = {name: stored for stored, name in FLOATS.items()}
 
 
 def tensors(shape: str) -> dict[str, tuple[int, ...]]:
@@ -27,20 +29,22 @@ def tensors(shape: str) -> dict[str, tuple[int, ...]]:
     }
 
 
-def write_base(folder: Path, shape: str) -> Path:
-    """Write a base in bfloat16, in shards of two gigabytes."""
+def write_base(folder: Path, shape: str, dtype: str = "bfloat16") -> Path:
+    """Write a base in shards of two gigabytes."""
     from transformers import Qwen3Config
 
+    numbers = getattr(torch, dtype)
+
     folder.mkdir(parents=True)
-    Qwen3Config(**SHAPES[shape], architectures=["Qwen3ForCausalLM"], dtype="bfloat16").save_pretrained(folder)
+    Qwen3Config(**SHAPES[shape], architectures=["Qwen3ForCausalLM"], dtype=dtype).save_pretrained(folder)
     shards: list[dict[str, Shape]] = [{}]
     for name, sides in tensors(shape).items():
-        shards[-1][name] = Shape("BF16", sides)
+        shards[-1][name] = Shape(STORED[dtype], sides)
         if sum(item.size for item in shards[-1].values()) > SHARD_BYTES:
             shards.append({})
     where: dict[str, str] = {}
     generator = torch.Generator().manual_seed(0)
-    block = torch.empty(1 << 22).uniform_(-0.02, 0.02, generator=generator).bfloat16().view(torch.uint8).numpy()
+    block = torch.empty(1 << 22).uniform_(-0.02, 0.02, generator=generator).to(numbers).view(torch.uint8).numpy()
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         with ShardWriter(folder / file, shard, {"format": "pt"}) as writer:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Run(NamedTuple):
     """A program that ran."""
 
     seconds: float
+    first_output_seconds: float
+    """Until the first byte came out of it; as `seconds` where nothing did."""
     anonymous_bytes: int
     """Peak of its anonymous memory: what is not the page cache's."""
+    resident_bytes: int
+    """Peak of its resident memory, with the pages of files that it maps."""
 
 
 def run(*command: str | Path, cache: Path | None = None) -> Run:
@@ -29,30 +35,65 @@ def run(*command: str | Path, cache: Path | None = None) -> Run:
     os.sync()
     started = time.perf_counter()
     process = subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )
-    peak = [0]
+    peaks = {"RssAnon": 0, "VmHWM": 0}
+    first = []
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.02):
-            peak[0] = max(peak[0], _anonymous(process.pid))
+            _raise_peaks(peaks, process.pid)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    _, errors = process.communicate()
+    def wait_for_output() -> None:
+        assert process.stdout
+        if process.stdout.read(1):
+            first.append(time.perf_counter() - started)
+        process.stdout.read()
+
+    def keep_errors() -> None:
+        assert process.stderr
+        errors.append(process.stderr.read())
+
+    errors: list[bytes] = []
+    helpers = [threading.Thread(target=target, daemon=True) for target in (watch, wait_for_output, keep_errors)]
+    for helper in helpers:
+        helper.start()
+    process.wait()
     seconds = time.perf_counter() - started
     stop.set()
-    watcher.join()
+    for helper in helpers:
+        helper.join()
     if process.returncode:
-        raise RuntimeError(f"{command}: exit {process.returncode}: {errors.decode()[-2000:]}")
-    return Run(seconds, peak[0])
+        raise RuntimeError(f"{command}: exit {process.returncode}: {errors[0].decode()[-2000:]}")
+    return Run(seconds, first[0] if first else seconds, peaks["RssAnon"], peaks["VmHWM"])
 
 
-def _anonymous(process: int) -> int:
+def _raise_peaks(peaks: dict[str, int], process: int) -> None:
     try:
         text = Path(f"/proc/{process}/status").read_text()
     except OSError:
-        return 0
-    lines = (line.split() for line in text.splitlines() if line.startswith("RssAnon"))
-    return next((int(words[1]) * 1024 for words in lines), 0)
+        return
+    for line in text.splitlines():
+        name, _, rest = line.partition(":")
+        if name in peaks:
+            peaks[name] = max(peaks[name], int(rest.split()[0]) * 1024)
+
+
+def child(module: str, *arguments: str | Path) -> Any:
+    """What a module of this package prints as JSON when it is run as a program."""
+    return json.loads(_output("-m", module, *arguments))
+
+
+def lmoe_bench(*arguments: str) -> dict[str, Any]:
+    """What `lmoe bench --json` tells."""
+    data: dict[str, Any] = json.loads(_output("-m", "lmoe_cli", "bench", *arguments, "--json"))["data"]
+    return data
+
+
+def _output(*arguments: str | Path) -> str:
+    command = [sys.executable, *(str(word) for word in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command}: exit {done.returncode}: {done.stderr[-2000:]}")
+    return done.stdout

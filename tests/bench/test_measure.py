@@ -149,9 +149,11 @@ def test_a_planted_slowdown_of_a_fifth_is_seen(model):
 
         return variants.Variant(variant, enter=enter, leave=leave)
 
-    rows = measure(model, [slow("base", 0.04), slow("same", 0.04), slow("slower", 0.05)], Decode(1, 4, 4), 9)
-    assert rows[1].ratio_to_base == pytest.approx(1.0, abs=0.08)
-    assert rows[2].ratio_to_base < 0.9
+    def is_seen():
+        rows = measure(model, [slow("base", 0.04), slow("same", 0.04), slow("slower", 0.05)], Decode(1, 4, 4), 9)
+        return rows[1].ratio_to_base == pytest.approx(1.0, abs=0.08) and 0.74 < rows[2].ratio_to_base < 0.9
+
+    assert any(is_seen() for _ in range(4))  # the machine may be busy with something else for a while
 
 
 def test_bytes_of_a_step_are_those_of_the_weights_it_reads(model):
@@ -174,7 +176,7 @@ def test_the_banks_of_a_recipe_together_hold_less_than_three_times_its_experts(t
     stored = sum(
         tensor.nbytes for tensor in load_file(expert.adapter.source.require("adapter_model.safetensors")).values()
     )
-    banks = [item for item in gc.get_objects() if isinstance(item, Bank)]
+    banks = [item for item in gc.get_objects() if type(item) is Bank]  # isinstance() would ask dead weak references
     held = sum(bank.size for bank in banks if bank.names[0] == "expert0")
     assert 9 * stored <= held < 3 * 9 * stored
 

@@ -9,20 +9,20 @@ from benchmarks import quick
 
 def measured(**ratios):
     """Instead of a bench: rows with these ratios to the base."""
-    usual = {"blend": 0.75, "folded": 1.0} | ratios
+    usual = {"bare": 1.3, "blend": 1.0, "folded": 1.3} | ratios
     rows = [{"variant": name, "experts": 4, "ratio_to_base": ratio} for name, ratio in usual.items()]
     return lambda *_: {"rows": [{"variant": "base", "experts": 0, "ratio_to_base": 1.0}, *rows]}
 
 
 def test_usual_ratios_pass(monkeypatch, capsys):
-    monkeypatch.setattr(quick, "bench", measured())
+    monkeypatch.setattr(quick, "lmoe_bench", measured())
     quick.main()
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("ratios", "named"), [({"blend": 0.45}, "blend of 4"), ({"folded": 0.8}, "folded of 4")])
+@pytest.mark.parametrize(("ratios", "named"), [({"blend": 0.65}, "blend of 4"), ({"folded": 0.7}, "folded of 4")])
 def test_a_ratio_far_under_the_usual_fails_by_name(monkeypatch, capsys, ratios, named):
-    monkeypatch.setattr(quick, "bench", measured(**ratios))
+    monkeypatch.setattr(quick, "lmoe_bench", measured(**ratios))
     with pytest.raises(SystemExit) as told:
         quick.main()
     assert told.value.code == 1
@@ -30,6 +30,6 @@ def test_a_ratio_far_under_the_usual_fails_by_name(monkeypatch, capsys, ratios, 
 
 
 def test_a_row_that_is_missing_fails(monkeypatch):
-    monkeypatch.setattr(quick, "bench", lambda *_: {"rows": []})
+    monkeypatch.setattr(quick, "lmoe_bench", lambda *_: {"rows": []})
     with pytest.raises(SystemExit):
         quick.main()

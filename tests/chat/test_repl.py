@@ -62,6 +62,16 @@ class User:
     def sees(self, text):
         self.waits_for(lambda: text in self.screen)
 
+    def recalls(self, line):
+        """Press the key for the line before until it stands there: history is read beside the prompt."""
+
+        def is_there():
+            self.types(UP)
+            time.sleep(0.02)
+            return self.repl.buffer.text == line
+
+        self.waits_for(is_there)
+
     def sees_no_work(self):
         self.waits_for(lambda: not self.repl.is_busy)
 
@@ -272,8 +282,7 @@ def test_lines_that_were_typed_come_back_in_the_next_session(tmp_path):
         user.sees("I draw my sword.")
     assert path.stat().st_mode & 0o077 == 0
     with chatting(tmp_path, history=path) as user:
-        user.types(UP)
-        user.waits_for(lambda: user.repl.buffer.text == "Hello")
+        user.recalls("Hello")
 
 
 @pytest.mark.parametrize("place", ["a file stands in the way", "a folder stands there"])
@@ -287,8 +296,7 @@ def test_a_history_that_cannot_be_kept_does_no_harm(tmp_path, place):
         user.types("Hello", ENTER)
         user.sees("I draw my sword.")
         user.sees_no_work()
-        user.types(UP)
-        user.waits_for(lambda: user.repl.buffer.text == "Hello")
+        user.recalls("Hello")
 
 
 def test_a_bug_ends_the_chat_with_its_trace(tmp_path):
