@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from lmoe_cli.bank.shared import Latest, SharedInput
 from lmoe_cli.bank.site import FusedSite
 from lmoe_cli.bank.tree import Location, Tree, compute_dtype, is_linear
 from lmoe_cli.bank.whole import BlendedModule
+from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("query", "key", "value"))
@@ -70,20 +71,28 @@ def build_bank(model: nn.Module, loadout: Loadout, dtype: torch.dtype) -> Bank:
     """
     tree = Tree(model)
     gates = Gates(len(loadout.experts), next(model.parameters()).device, loadout.recipe.skip_below)
-    placed: dict[str, list[tuple[Location, Term]]] = {}
-    with open_terms(loadout) as terms:
-        for target, items in loadout.by_target.items():
-            place = tree.find(items[0][1])
-            found = terms.at(target, partial(tree.weight, place), partial(tree.bias, place))
-            placed.setdefault(place.module, []).extend((place, term) for term in found)
+    targets: dict[str, list[tuple[Target, Location]]] = {}
+    for target, items in loadout.by_target.items():
+        place = tree.find(items[0][1])
+        targets.setdefault(place.module, []).append((target, place))
     names = tuple(expert.name for expert in loadout.experts)
-    return make_bank(tree, names, {name: own for name, own in placed.items() if own}, gates, dtype)
+    with open_terms(loadout) as terms:
+
+        def read(name: str) -> list[tuple[Location, Term]]:
+            return [
+                (place, term)
+                for target, place in targets[name]
+                for term in terms.at(target, partial(tree.weight, place), partial(tree.bias, place))
+            ]
+
+        return make_bank(tree, names, targets, read, gates, dtype)
 
 
 def make_bank(
     tree: Tree,
     names: tuple[str, ...],
-    terms: Mapping[str, list[tuple[Location, Term]]],
+    modules: Iterable[str],
+    read: Callable[[str], list[tuple[Location, Term]]],
     gates: Gates,
     dtype: torch.dtype,
 ) -> Bank:
@@ -92,7 +101,9 @@ def make_bank(
     Args:
         tree: The base's modules.
         names: Of the experts, in the order of the gates.
-        terms: Name of a module → what experts do to it, and where in it.
+        modules: Names of those that experts may act on.
+        read: Tells what experts do to one of them, and where in it. Asked once for each; what it gave for one family of
+            siblings is dropped before the next.
         gates: Of the model.
         dtype: Of the factors on modules whose own weight is quantised.
     """
@@ -101,23 +112,34 @@ def make_bank(
     bare: dict[str, BareLinear] = {}
     if products != Products():
         bare = {name: BareLinear(module, gates, len(names), products) for name, module in layers.items()}
-    return Bank(names, gates, _blended(tree, terms, gates, dtype, products), bare)
+    builder = _Builder(tree, gates, dtype, products)
+    for family in _families(modules):
+        builder.add({name: placed for name in family if (placed := read(name))})
+    return Bank(names, gates, builder.made, bare)
 
 
-def _blended(
-    tree: Tree,
-    terms: Mapping[str, list[tuple[Location, Term]]],
-    gates: Gates,
-    dtype: torch.dtype,
-    products: Products,
-) -> dict[str, Blended]:
-    """What replaces each module, sharing the stacked A where siblings read the same input."""
-    made: dict[str, Blended] = {}
-    linear: dict[str, list[Term]] = {}
-    for name, placed in terms.items():
-        module = tree.modules[name]
+class _Builder:
+    """Makes what replaces each module, sharing the stacked A where siblings read the same input."""
+
+    def __init__(self, tree: Tree, gates: Gates, dtype: torch.dtype, products: Products) -> None:
+        self.made: dict[str, Blended] = {}
+        self._tree, self._gates, self._dtype, self._products = tree, gates, dtype, products
+        self._latest = Latest()
+
+    def add(self, family: Mapping[str, list[tuple[Location, Term]]]) -> None:
+        """Make the modules of siblings."""
+        linear: dict[str, list[Term]] = {}
+        for name, placed in family.items():
+            if is_linear(self._tree.modules[name]) and not any(place.parameter for place, _ in placed):
+                linear[name] = [term for _, term in placed]
+            else:
+                self.made[name] = self._other(self._tree.modules[name], placed)
+        for group in _by_width(linear):
+            self._add_linear(group)
+
+    def _other(self, module: nn.Module, placed: list[tuple[Location, Term]]) -> Blended:
         own = [term for _, term in placed]
-        kind, device = compute_dtype(module, dtype), next(module.parameters()).device
+        kind, device = self._place(module)
         if any(place.parameter for place, _ in placed):
             slices = [
                 SliceTerm(place.parameter, place.index, place.rows, term)
@@ -125,39 +147,50 @@ def _blended(
                 if place.parameter is not None and place.index is not None
             ]
             kind = next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
-            made[name] = BlendedExperts(module, slices, gates, kind, device)
-        elif isinstance(module, nn.Embedding):
-            made[name] = BlendedEmbedding(module, own, gates, kind, device)
-        elif is_linear(module):
-            linear[name] = own
-        else:
-            made[name] = BlendedModule(module, own, gates)
-    latest = Latest()
-    for group in _groups(linear):
-        first = tree.modules[group[0]]
-        kind, device = compute_dtype(first, dtype), next(first.parameters()).device
-        low = [name for name in group if any(term.delta.a is not None for term in linear[name])]
-        shared = SharedInput(gates, latest, [linear[name] for name in low], kind, device, products) if low else None
-        for name in group:
-            member = low.index(name) if name in low else 0
-            stack = shared if name in low else None
-            made[name] = BlendedLinear(tree.modules[name], linear[name], gates, stack, member, kind, device, products)
-        layers = [layer for name in low if isinstance(layer := made[name], BlendedLinear)]
+            return BlendedExperts(module, slices, self._gates, kind, device)
+        if isinstance(module, nn.Embedding):
+            return BlendedEmbedding(module, own, self._gates, kind, device)
+        return BlendedModule(module, own, self._gates)
+
+    def _add_linear(self, group: Mapping[str, list[Term]]) -> None:
+        gates, products = self._gates, self._products
+        kind, device = self._place(self._tree.modules[next(iter(group))])
+        low = [name for name, own in group.items() if any(term.delta.a is not None for term in own)]
+        shared = None
+        if low:
+            shared = SharedInput(gates, self._latest, [group[name] for name in low], kind, device, products)
+        layers = []
+        for name, own in group.items():
+            member, stack = (low.index(name), shared) if name in low else (0, None)
+            layer = BlendedLinear(self._tree.modules[name], own, gates, stack, member, kind, device, products)
+            self.made[name] = layer
+            if stack:
+                layers.append(layer)
         site = FusedSite(shared, layers) if shared and FusedSite.is_possible(shared) else None
         for layer in layers:
             layer.join(site, are_plain=all(sibling.is_plain for sibling in layers))
-    return made
+
+    def _place(self, module: nn.Module) -> tuple[torch.dtype, torch.device]:
+        return compute_dtype(module, self._dtype), next(module.parameters()).device
 
 
-def _groups(terms: Mapping[str, Sequence[Term]]) -> list[list[str]]:
-    """Names of modules, those that read the same input together."""
-    found: dict[tuple[str, int | str, int | None], list[str]] = {}
-    for name, own in terms.items():
+def _families(modules: Iterable[str]) -> list[list[str]]:
+    """Names of modules, siblings that may read the same input together, in the order of `GROUPS`."""
+    found: dict[tuple[str, int | str], list[str]] = {}
+    for name in modules:
         parent, _, leaf = name.rpartition(".")
         number = next((number for number, group in enumerate(GROUPS) if leaf in group), None)
-        width = next((term.delta.a.shape[1] for term in own if term.delta.a is not None), None)
-        found.setdefault((parent, leaf if number is None else number, width), []).append(name)
+        found.setdefault((parent, leaf if number is None else number), []).append(name)
     order = [leaf for group in GROUPS for leaf in group]
-    for group in found.values():
-        group.sort(key=lambda name: order.index(leaf) if (leaf := name.rpartition(".")[2]) in order else -1)
+    for family in found.values():
+        family.sort(key=lambda name: order.index(leaf) if (leaf := name.rpartition(".")[2]) in order else -1)
+    return list(found.values())
+
+
+def _by_width(family: Mapping[str, list[Term]]) -> list[dict[str, list[Term]]]:
+    """Siblings apart that take inputs of different width."""
+    found: dict[int | None, dict[str, list[Term]]] = {}
+    for name, own in family.items():
+        width = next((term.delta.a.shape[1] for term in own if term.delta.a is not None), None)
+        found.setdefault(width, {})[name] = own
     return list(found.values())

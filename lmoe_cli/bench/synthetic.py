@@ -135,18 +135,22 @@ def synthetic_bank(model: nn.Module, experts: int, rank: int, dtype: torch.dtype
     gates = Gates(experts, next(model.parameters()).device)
     gates.set([1.0 / experts] * experts)
     generator = torch.Generator().manual_seed(SEED)
-    terms: dict[str, list[tuple[Location, Term]]] = {}
-    for name, module in decoder_layers(model).items():
-        d_out, d_in = module.out_features, module.in_features
+    layers = decoder_layers(model)
+
+    def read(name: str) -> list[tuple[Location, Term]]:
+        d_out, d_in = layers[name].out_features, layers[name].in_features
+        found = []
         for number in range(experts):
             own = _rank(rank, number, experts) if kind == "mixed" else rank
             a = torch.randn(own, d_in, generator=generator) * SPREAD
             b = torch.randn(d_out, own, generator=generator) * SPREAD
             vector = torch.randn(d_out, generator=generator) * SPREAD
             row, bias = vector if kind == "dora" else None, vector if kind == "bias" else None
-            terms.setdefault(name, []).append((Location(name), Term(number, Delta(a, b, row=row, bias=bias))))
+            found.append((Location(name), Term(number, Delta(a, b, row=row, bias=bias))))
+        return found
+
     names = tuple(f"expert{number + 1}" for number in range(experts))
-    return make_bank(tree, names, terms, gates, dtype)
+    return make_bank(tree, names, layers, read, gates, dtype)
 
 
 def _rank(rank: int, number: int, experts: int) -> int:

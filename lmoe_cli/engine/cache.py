@@ -93,9 +93,15 @@ class KeyValues:
             self.clear()  # sliding windows and recurrent states cannot always go back
 
 
-def last_only(model: nn.Module) -> dict[str, int]:
+def last_only(model: nn.Module) -> dict[str, Any]:
     """Arguments with which a model computes the logits of the last token alone, where it can."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return {}
+    weight = next(model.parameters())
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
+        # A slice of the states keeps their strides, with which torch multiplies 50 times slower; an index copies them.
+        return {"logits_to_keep": torch.tensor([-1])}
+    return {"logits_to_keep": 1}
 
 
 def _goes_on_with_several(cache: Any) -> bool:

@@ -67,6 +67,19 @@ def test_what_attention_keeps_is_used_and_a_single_token_goes_on_from_a_state():
         assert found == reused
 
 
+@pytest.mark.parametrize("arch", ["llama", "qwen3"])
+@torch.inference_mode()
+def test_the_head_gets_the_last_state_with_the_strides_of_a_vector_of_its_own(arch):
+    """In bfloat16 a slice with the strides of the whole prompt takes a product that is 50 times slower."""
+    model = tiny.model(arch).bfloat16()
+    seen = []
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    text = tiny.tokens(rows=1, length=7)[0].tolist()
+    logits = KeyValues(model).logits(text, "blend")
+    assert seen[0].stride() == torch.empty(seen[0].shape).stride()
+    assert torch.equal(logits, model(input_ids=torch.tensor([text]), logits_to_keep=1).logits[0, -1])
+
+
 @pytest.mark.parametrize("arch", list(TARGETS))
 def test_a_model_without_keys_and_values_answers_as_peft_and_transformers_do(arch, tmp_path):
     made(arch).save_pretrained(tmp_path / "base")
