@@ -19,7 +19,7 @@ from lmoe_cli.bank.load import open_terms
 from lmoe_cli.bank.product import Products, choose_products
 from lmoe_cli.bank.shared import Latest, SharedInput
 from lmoe_cli.bank.site import FusedSite
-from lmoe_cli.bank.tree import Location, Tree, compute_dtype, is_linear
+from lmoe_cli.bank.tree import Location, Tree, compute_dtype, is_linear, is_packed
 from lmoe_cli.bank.whole import BlendedModule
 from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
@@ -108,7 +108,11 @@ def make_bank(
         dtype: Of the factors on modules whose own weight is quantised.
     """
     layers = {name: module for name, module in tree.modules.items() if type(module) is nn.Linear}
-    products = choose_products(module.weight for module in layers.values())
+    weights = [module.weight for module in layers.values()]
+    # Nothing reads packed weights as they are, but experts are multiplied with beside them.
+    packed = [module for module in tree.modules.values() if isinstance(module, nn.Linear) and is_packed(module)]
+    weights += [torch.ones(1).to(dtype).expand(module.out_features, module.in_features) for module in packed]
+    products = choose_products(weights)
     bare: dict[str, BareLinear] = {}
     if products != Products():
         bare = {name: BareLinear(module, gates, len(names), products) for name, module in layers.items()}

@@ -21,7 +21,7 @@ from lmoe_cli.bank.shared import SharedInput
 from lmoe_cli.bank.site import FusedSite
 from lmoe_cli.bank.sparse import add_shares
 from lmoe_cli.bank.stacked import StackedB
-from lmoe_cli.bank.tree import is_transposed
+from lmoe_cli.bank.tree import is_packed, is_transposed
 from lmoe_cli.bank.vectors import Vectors
 
 
@@ -93,7 +93,9 @@ class BlendedLinear(Blended):
         self.bends = bool(self.row or self.column or self.saved)
         """Whether some terms act through W itself."""
         scales_only = not self.column and not self.saved and (not self.row or getattr(base, "bias", None) is None)
-        self.is_plain = type(base) is nn.Linear and device.type == "cpu" and bool(low) and scales_only
+        self._is_packed = is_packed(base)
+        is_known = type(base) is nn.Linear or self._is_packed
+        self.is_plain = is_known and device.type == "cpu" and bool(low) and scales_only
         """Whether `_one` knows all that is done here."""
         self.has_plain_siblings = False
         self._kind = dtype
@@ -164,7 +166,7 @@ class BlendedLinear(Blended):
         if base._forward_hooks or base._forward_pre_hooks or not shared.is_for_one(x, self._member):
             return None
         own = base._parameters
-        y = self.products.one(x, own["weight"], own["bias"])  # type: ignore[arg-type]
+        y: Tensor = base(x) if self._is_packed else self.products.one(x, own["weight"], own["bias"])  # type: ignore[arg-type]
         if self.row:
             y.addcmul_(y, self.row.sum(self.gates, y))
         shared.add_one(y, x, self._member, self.b)

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,39 @@ def native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         torch._C._set_mkldnn_enabled(True)
 
 
+def _as_operator(kernel: Kernel) -> Kernel:
+    """A kernel that compiled code calls as it is, where it has no gradient to compute."""
+    name, schema = f"lmoe::{kernel.__name__}_linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
+    operator: Any = torch.library.custom_op(name, kernel, mutates_args=(), schema=schema)
+    operator.register_fake(lambda x, weight, _: x.new_empty(*x.shape[:-1], weight.shape[0]))
+    made: Kernel = operator
+    return made
+
+
+_OPERATORS: dict[Kernel, Kernel] = {kernel: _as_operator(kernel) for kernel in (onednn, native)}
+
+
+def native_addmm(y: Tensor, low: Tensor, b: Tensor) -> Tensor:
+    """The sum y + low b by torch's own kernel, in 16 bits.
+
+    Args:
+        y: (N, d_out).
+        low: (N, R).
+        b: (R, d_out).
+    """
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        return torch.addmm(y, low, b)
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+
+
+_native_addmm: Any = torch.library.custom_op(
+    "lmoe::native_addmm", native_addmm, mutates_args=(), schema="(Tensor y, Tensor low, Tensor b) -> Tensor"
+)
+_native_addmm.register_fake(lambda y, *_: torch.empty_like(y))
+
+
 @dataclass(frozen=True)
 class Products:
     """The kernels to use for one model."""
@@ -76,9 +110,10 @@ class Products:
         Returns:
             (..., d_out).
         """
-        if torch.compiler.is_compiling():  # the compiler chooses by itself
-            return F.linear(x, weight, bias)
-        return (self.one if x.numel() == x.shape[-1] else self.many)(x, weight, bias)
+        kernel = self.one if x.numel() == x.shape[-1] else self.many
+        if kernel is not F.linear and torch.compiler.is_compiling():
+            kernel = F.linear if torch.is_grad_enabled() else _OPERATORS[kernel]
+        return kernel(x, weight, bias)
 
     def of(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What a layer of the base computes; by its own forward where that is more than W x + b."""
@@ -99,8 +134,12 @@ class Products:
         """
         if y.dtype != b.dtype:
             return y + F.linear(low, b).to(y.dtype)
-        if self.one is native and len(low) == 1 and not torch.compiler.is_compiling():
-            return self.add_one(y, low, b.T)
+        if self.one is native and len(low) == 1:
+            if not torch.compiler.is_compiling():
+                return self.add_one(y, low, b.T)
+            if not torch.is_grad_enabled():
+                summed: Tensor = _native_addmm(y, low, b.T)
+                return summed
         return y.addmm_(low, b.T)
 
     def add_one(self, y: Tensor, low: Tensor, b: Tensor) -> Tensor:
@@ -149,13 +188,13 @@ def choose_products(weights: Iterable[Tensor]) -> Products:
     """Measure which kernels are fastest for a model.
 
     Args:
-        weights: Of its linear layers, (d_out, d_in) each.
+        weights: Of its linear layers, (d_out, d_in) each. One that is smaller in memory only stands for its shape.
     """
     found = [weight for weight in weights if weight.device.type == "cpu" and weight.dim() == 2]
     large = [weight for weight in found if weight.numel() >= ENOUGH and weight.is_floating_point()]
     if sum(weight.nbytes for weight in large) < LARGE_BYTES or not torch._C._get_mkldnn_enabled():
         return Products()
-    sample = large[:: max(1, len(large) // SAMPLE)][:SAMPLE]
+    sample = [weight.contiguous() for weight in large[:: max(1, len(large) // SAMPLE)][:SAMPLE]]
     if large[0].dtype == torch.float32:
         return Products(_faster(onednn, sample, 1), _faster(onednn, sample, MANY))
     return Products(one=_faster(native, sample, 1))

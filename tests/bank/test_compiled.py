@@ -10,6 +10,10 @@ import torch
 from laws.cases import MIXED, assert_close, case
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from lmoe_cli.bank import bank, product
+from lmoe_cli.bank.product import Products
+from lmoe_cli.engine.build import start
+
 
 @pytest.fixture(autouse=True)
 def fresh():
@@ -63,6 +67,31 @@ def test_the_compiler_computes_the_product_that_siblings_share_once():
         torch.compile(engine.model, backend=count, fullgraph=True)(input_ids=tiny.tokens())
     layers, linears, stacks, head = 2, 7, 4, 1
     assert products == [layers * (2 * linears + stacks) + head]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "products", "called"),
+    [
+        ("float32", Products(product.onednn, product.onednn), {"lmoe::onednn_linear"}),
+        ("bfloat16", Products(one=product.native), {"lmoe::native_linear", "lmoe::native_addmm"}),
+    ],
+)
+def test_compiled_code_calls_the_kernels_that_were_chosen(monkeypatch, dtype, products, called):
+    monkeypatch.setattr(bank, "choose_products", lambda _: products)
+    monkeypatch.setattr(product, "ENOUGH", 0)
+    loadout = case("qwen3", "lora").loadout(MIXED)
+    engine = start(loadout, device="cpu", dtype=dtype)
+    token = tiny.tokens(1, 1)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(engine.model, backend=counter, fullgraph=True, dynamic=False)
+    monkeypatch.setattr(bank, "choose_products", lambda _: Products())
+    plain = start(loadout, device="cpu", dtype=dtype)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(input_ids=token).logits, plain.model(input_ids=token).logits)
+        engine.set_weights({"one": 0.0, "two": 0.0})
+        assert torch.equal(compiled(input_ids=token).logits, plain.detach()(input_ids=token).logits)
+    names = {node.target.name() for node in counter.graphs[0].graph.nodes if hasattr(node.target, "name")}
+    assert {name.removesuffix(".default") for name in names} >= called
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="machine code of the CPU needs a C++ compiler")

@@ -68,8 +68,10 @@ def slow(x, weight, bias):
 
 
 @pytest.mark.parametrize(("quick", "chosen"), [(True, "onednn"), (False, "linear")])
-def test_the_faster_kernel_is_chosen(monkeypatch, quick, chosen):
-    weights = [torch.zeros(1024, 512) for _ in range(8)]
+@pytest.mark.parametrize("is_stand_in", [True, False])
+def test_the_faster_kernel_is_chosen(monkeypatch, quick, chosen, is_stand_in):
+    weight = torch.zeros(1).expand(1024, 512) if is_stand_in else torch.zeros(1024, 512)
+    weights = [weight for _ in range(8)]
     monkeypatch.setattr(product, "LARGE_BYTES", 1 << 20)
     if quick:
         monkeypatch.setattr(product.F, "linear", slow)

@@ -9,6 +9,8 @@ from tiny_quantised import WIDE, is_packed, quantised
 
 from laws.cases import Case
 from lmoe_cli.bake.plan import make_plan
+from lmoe_cli.bank import bank
+from lmoe_cli.bank.product import Products
 from lmoe_cli.engine.build import start
 from lmoe_cli.errors import UsageError
 from lmoe_cli.findings import RefusedError
@@ -25,26 +27,37 @@ def wide(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("variant", ["lora", "dora"])
-def test_an_expert_on_a_quantised_base_acts_on_what_the_quantised_weights_stand_for(kind, variant, wide, tmp_path):
+@pytest.mark.parametrize("length", [1, 12])
+def test_an_expert_on_a_quantised_base_acts_on_what_the_quantised_weights_stand_for(
+    kind, variant, length, wide, tmp_path
+):
     from peft.utils.integrations import dequantize_module_weight
 
-    own = wide[variant]
+    own, tokens = wide[variant], tiny.tokens(1, length)
     dense = tiny.load(own.base)
     for name, module in quantised(own.base, kind).named_modules():  # before a forward packs the weights
         if is_packed(module):
             dense.get_submodule(name).weight.data = dequantize_module_weight(module).float()
     with torch.no_grad():
-        plain = dense(tiny.tokens()).logits
+        plain = dense(tokens).logits
     dense.save_pretrained(tmp_path)
     with torch.no_grad():
-        theirs = tiny.peft_model(tmp_path, own.one)(tiny.tokens()).logits
+        theirs = tiny.peft_model(tmp_path, own.one)(tokens).logits
     engine = start(own.loadout({"one": 1.0}), device="cpu", dtype="float32", quantize=kind)
-    ours = engine.logits(tiny.tokens())
+    ours = engine.logits(tokens)
     with torch.no_grad():
-        noise = (engine.detach()(tiny.tokens()).logits - plain).abs().max()  # quantised layers compute coarsely
+        noise = (engine.detach()(tokens).logits - plain).abs().max()  # quantised layers compute coarsely
     effect = (theirs - plain).abs().max()
     assert (ours - theirs).abs().max() < 3 * noise + 1e-3
     assert noise < 0.1 * effect, "the comparison would see nothing"
+
+
+def test_kernels_for_experts_on_packed_weights_are_chosen_by_matrices_of_their_shapes(wide, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(bank, "choose_products", lambda weights: shapes.extend(w.shape for w in weights) or Products())
+    start(wide["lora"].loadout({"one": 1.0}), device="cpu", dtype="float32", quantize="nf4")
+    linear = [module for module in tiny.load(wide["lora"].base).modules() if isinstance(module, torch.nn.Linear)]
+    assert sorted(shapes) == sorted(module.weight.shape for module in linear)
 
 
 def test_shapes_that_have_no_quantised_product_here_are_refused_when_they_are_loaded(tmp_path, monkeypatch):
