@@ -190,6 +190,12 @@ RUN = {
     "quantize-unsupported": _error(
         "bitsandbytes has no product for these shapes on a CPU.", "Leave `--quantize` out, or use a CUDA device."
     ),
+    "compile-unsupported": _error(
+        "transformers does not compile this architecture as one graph.", "Leave `--compile` out."
+    ),
+    "compile-failed": _error(
+        "torch's compiler failed on the model.", "Install a C++ compiler on a CPU, or leave `--compile` out."
+    ),
     "logits-not-finite": _error("The model computes NaN or infinity.", "Turn weights down; download it again."),
     "weights-fixed": _error("A static router's weights do not turn.", "Use `router: {type: weighted}`."),
     "weight-invalid": _error("Not a finite number.", "A number such as `0.3`."),

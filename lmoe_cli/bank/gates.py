@@ -107,6 +107,11 @@ class Gates:
         return not self._active.isdisjoint(experts)
 
     @property
+    def told(self) -> tuple[float, ...]:
+        """All gates, one after the other."""
+        return self.derived("told", lambda: (tuple(self.values.flatten().tolist()),))[0]
+
+    @property
     def active(self) -> frozenset[int]:
         """Numbers of the experts that act anywhere."""
         return self._active

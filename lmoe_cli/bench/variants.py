@@ -14,6 +14,7 @@ from lmoe_cli.bank.linear import BlendedLinear
 from lmoe_cli.bench.work import SEED, Prepare
 from lmoe_cli.engine.attach import attach, detach, put
 from lmoe_cli.engine.base_model import quietly
+from lmoe_cli.engine.compiled import compiled_step
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.loadout.loadout import Loadout
 
@@ -207,15 +208,8 @@ def peft(model: nn.Module, make: Callable[[nn.Module], Any]) -> Variant:
 
 def compiled(model: nn.Module, variant: Variant) -> Variant:
     """A variant of which torch's compiler makes the decoding steps, as CUDA graphs on a GPU."""
-    mode = "reduce-overhead" if next(model.parameters()).device.type == "cuda" else None
     plain = model.forward
-
-    def call(**words: Any) -> Any:
-        return plain(**words)
-
-    # Code of its own: what the compiler made is looked up by the code, one entry after the other.
-    call.__code__ = call.__code__.replace(co_name=f"{variant.name}{variant.experts}")
-    quick = torch.compile(call, dynamic=False, fullgraph=True, mode=mode)
+    quick = compiled_step(model, f"{variant.name}{variant.experts}")
 
     def forward(input_ids: Tensor, **rest: Any) -> Any:
         return (quick if input_ids.shape[1] == 1 else plain)(input_ids=input_ids, **rest)

@@ -7,6 +7,7 @@ from pathlib import Path
 from lmoe_cli.bank.bank import build_bank
 from lmoe_cli.check import require
 from lmoe_cli.engine.base_model import load_model, require_quantized_runs
+from lmoe_cli.engine.compiled import require_compiles
 from lmoe_cli.engine.device import choose_device, choose_dtype
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.hub import Progress
@@ -22,6 +23,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
+    compiles: bool = False,
     token: str | None = None,
     trust_remote_code: bool = False,
 ) -> Engine:
@@ -32,6 +34,7 @@ def load(
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best there is when None.
         dtype: ``float32``, ``float16`` or ``bfloat16``; as stored where the device computes well in it when None.
         quantize: ``nf4`` or ``int8``: quantise the base while it loads.
+        compiles: Let torch compile the steps of answers: the first answer starts late, tokens come faster.
         token: For the Hub.
         trust_remote_code: Let the base run code of its repository.
 
@@ -53,7 +56,14 @@ def load(
         path = Path(recipe)
         loadout = resolve(read_recipe(path), str(path), beside=path.parent, token=token)
     require(loadout, trust_remote_code=trust_remote_code)
-    return start(loadout, device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code)
+    return start(
+        loadout,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        compiles=compiles,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def start(
@@ -62,6 +72,7 @@ def start(
     device: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
+    compiles: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Engine:
@@ -70,10 +81,12 @@ def start(
     loadout.fetch(progress)
     kind = choose_dtype(dtype, loadout.base.runs_in, loadout.base.size, place)
     model = load_model(loadout.base, dtype=kind, device=place, quantize=quantize, trust_remote_code=trust_remote_code)
+    if compiles:
+        require_compiles(model)
     bank = build_bank(model, loadout, kind)
     weights = {expert.name: expert.weight for expert in loadout.experts}
     router = loadout.recipe.router
-    engine = Engine(loadout, model, bank, registry.load(router.type)(weights))
+    engine = Engine(loadout, model, bank, registry.load(router.type)(weights), compiles=compiles)
     is_quantized = bool(quantize or loadout.base.quantization)
     if is_quantized and place.type == "cpu":
         require_quantized_runs(loadout.base, model)

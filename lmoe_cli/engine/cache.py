@@ -60,15 +60,15 @@ class KeyValues:
         if blend != self._blend and not self.keep:
             self.clear()
         self._blend = blend
+        self._prepare(tokens)
         common = _common(self._tokens, tokens[:-1])
-        if len(tokens) - common > 1 and not _goes_on_with_several(self._cache):
+        if len(tokens) - common > 1 and not self._goes_on_with_several():
             common = 0
         self._rewind(common)
         start = self.reused = len(self._tokens)
         ids = torch.tensor([tokens[start:]], device=self._device)
-        cached = {"past_key_values": self._cache} if self._keeps else {}
         try:
-            output = self._model(input_ids=ids, use_cache=self._keeps, **cached, **self._last_only)
+            output = self._compute(ids, start)
         except BaseException:  # interrupted or out of memory half-way: what is held is no longer whole
             self.clear()
             raise
@@ -77,6 +77,21 @@ class KeyValues:
         self._tokens = list(tokens) if self._keeps else []
         logits: Tensor = output.logits[0, -1]
         return logits
+
+    def _prepare(self, tokens: list[int]) -> None:
+        """Make room for these tokens."""
+
+    def _compute(self, ids: Tensor, start: int) -> Any:
+        """Run the model on tokens (1, T), int64, that follow the first ``start``."""
+        cached = {"past_key_values": self._cache} if self._keeps else {}
+        return self._model(input_ids=ids, use_cache=self._keeps, **cached, **self._last_only)
+
+    def _goes_on_with_several(self) -> bool:
+        """Whether several tokens may follow those that are held: that holds for keys and values alone."""
+        from transformers import DynamicCache
+
+        cache = self._cache
+        return type(cache) is DynamicCache and not any(hasattr(layer, "conv_states") for layer in cache.layers)
 
     def _rewind(self, length: int) -> None:
         """Drop what follows the first ``length`` tokens."""
@@ -102,13 +117,6 @@ def last_only(model: nn.Module) -> dict[str, Any]:
         # A slice of the states keeps their strides, with which torch multiplies 50 times slower; an index copies them.
         return {"logits_to_keep": torch.tensor([-1])}
     return {"logits_to_keep": 1}
-
-
-def _goes_on_with_several(cache: Any) -> bool:
-    """Whether a cache holds keys and values alone."""
-    from transformers import DynamicCache
-
-    return type(cache) is DynamicCache and not any(hasattr(layer, "conv_states") for layer in cache.layers)
 
 
 def _common(first: list[int], second: list[int]) -> int:

@@ -16,6 +16,7 @@ from lmoe_cli.bank.blended import Blended
 from lmoe_cli.engine.attach import attach, detach
 from lmoe_cli.engine.base_model import load_tokenizer
 from lmoe_cli.engine.cache import KeyValues
+from lmoe_cli.engine.compiled import CompiledKeyValues, compiled_step
 from lmoe_cli.engine.fold import Folded, fold
 from lmoe_cli.engine.generate import Generation, context_of
 from lmoe_cli.engine.prompt import Message, prompt_tokens
@@ -33,14 +34,18 @@ class Engine:
         model: The base; the bank is put onto it.
         bank: The experts.
         router: What produces the gates.
+        compiles: Let torch compile the steps of answers.
     """
 
-    def __init__(self, loadout: Loadout, model: nn.Module, bank: Bank, router: StaticRouter) -> None:
+    def __init__(
+        self, loadout: Loadout, model: nn.Module, bank: Bank, router: StaticRouter, *, compiles: bool = False
+    ) -> None:
         self.loadout = loadout
         self.model = model
         self.bank = bank
         self.router = router
         self.sampling = Sampling.of(loadout.recipe.chat)
+        self._step = compiled_step(model) if compiles else None
         self._folded: Folded | None = None
         self._attached = False
         self._worn: Mapping[str, Blended] = {}
@@ -69,11 +74,11 @@ class Engine:
         self._turned = True
         self._settle()
 
-    def set_gates(self, gates: Tensor | Sequence[Sequence[float]]) -> None:
-        """Give each row of a batch its own blend, until weights are set again.
+    def set_gates(self, gates: Tensor | Sequence[Any]) -> None:
+        """Give each row of a batch, or each token, its own blend, until weights are set again.
 
         Args:
-            gates: g, (rows, E), in the order of ``bank.names``.
+            gates: g, (rows, E) or (rows, tokens, E), in the order of ``bank.names``.
 
         Raises:
             UsageError: The blend is folded.
@@ -118,7 +123,7 @@ class Engine:
     @property
     def blend(self) -> Hashable:
         """Identity of the function computed now: every cache is keyed by it."""
-        return (self.loadout.digest, tuple(self.bank.gates.values.flatten().tolist()), self._attached)
+        return (self.loadout.digest, self.bank.gates.told, self._attached)
 
     # -- the base
 
@@ -284,7 +289,7 @@ class Engine:
         """
         if keep is None:
             keep = getattr(self.loadout.recipe.router, "on_change", "recompute") == "keep"
-        return KeyValues(self.model, keep=keep)
+        return CompiledKeyValues(self.model, self._step, keep=keep) if self._step else KeyValues(self.model, keep=keep)
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pty
@@ -15,10 +16,13 @@ from pathlib import Path
 import pytest
 import tiny
 import tiny_tokenizer
+import torch
+import transformers
 from click.testing import CliRunner
 
 from lmoe_cli.cli.chat import EMBEDDED
 from lmoe_cli.cli.root import lmoe as command
+from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.parse import read_recipe
 from lmoe_cli.source import DEMO
 
@@ -239,6 +243,19 @@ class Terminal:
             return False
         self.seen += data.decode("utf-8", "replace")
         return bool(data)
+
+
+def test_compiled_steps_say_the_same(place, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    words = ("--loadout", place / "mix.yaml", "--device", "cpu", "--prompt", "Who are you?")
+    assert answer(*words, "--compile").stdout == answer(*words).stdout
+
+
+def test_a_model_that_does_not_compile_is_refused_with_a_code(place, monkeypatch):
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "_can_compile_fullgraph", False)
+    with pytest.raises(UsageError) as caught:
+        answer("--loadout", place / "mix.yaml", "--prompt", "Who are you?", "--compile")
+    assert caught.value.code == "compile-unsupported"
 
 
 def test_in_a_terminal_it_is_a_conversation(place):

@@ -6,21 +6,26 @@ A delta is looked at block by block, perhaps in several threads, and the same ro
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from lmoe_cli.bake.blocks import scratch
+from lmoe_cli.bake.blocks import blocks, scratch
 from lmoe_cli.bake.methods.method import Thin, Whole
 
-SAMPLE = 1 << 13
-"""Elements that are looked at for a first guess of how large the smallest one is that stays."""
-ROWS = 512
-"""From which they are taken."""
-MARGINS = (0.015, 0.1, 1.0)
-"""How far, as a share of all elements, that guess may be off; the next one where it was further."""
+SAMPLE, SAMPLED = 1 << 13, 64
+"""Elements that are looked at for a first guess of how large the smallest one is that stays: so many, or one of so many
+where that is more."""
+ROWS = 2048
+"""From which they are taken: rows are of different size, elements of a row less so."""
+MARGINS = (1.4, 10.0, math.inf)
+"""How far, as a share of all elements and times the root of the sample's number, that guess may be off; the next one
+where it was further. In that unit the share of a sample has a standard deviation of at most 0.5."""
+TOGETHER = 16
+"""Elements that are passed over together where none of them is near the guess."""
 CHANCES = 1 << 16
 """How finely a chance is drawn."""
 
@@ -63,7 +68,7 @@ def _around_the_edge(whole: Whole, count: int) -> tuple[int, Sequence[Tensor]]:
     """How many magnitudes are surely among the ``count`` largest, and those among which the smallest of them is."""
     sample, share = _sample(whole), count / (whole.shape[0] * whole.shape[1])
     for margin in MARGINS:
-        above, between = _look(whole, *_bracket(sample, share, margin))
+        above, between = _look(whole, *_bracket(sample, share, margin / math.sqrt(len(sample))))
         if above < count <= above + sum(len(part) for part in between):
             return above, between
     raise AssertionError("the widest margin holds everything")
@@ -75,16 +80,23 @@ def _starts(whole: Whole) -> list[tuple[int, int]]:
 
 def _sample(whole: Whole) -> Tensor:
     """Some magnitudes of a delta, from rows all over it, the largest first."""
-    count = whole.shape[0]
+    count, width = whole.shape
     step = max(1, count // ROWS)
-    rows = whole.rows(slice(0, count, step)).abs()  # rows are of different size, elements of a row less so
-    return rows.flatten()[:: max(1, rows.numel() // SAMPLE)].sort(descending=True).values
+    wanted = max(SAMPLE, count * width // SAMPLED)
+    gap = (count // step * width // wanted) | 1  # odd, so that it meets all columns
+    parts = [
+        whole.rows(slice(block.start * step, min(block.stop * step, count), step)).view(-1)[::gap].abs()
+        for block in blocks((-(-count // step), width))
+    ]
+    return torch.cat(parts).sort(descending=True).values
 
 
 def _bracket(sample: Tensor, share: float, margin: float) -> tuple[float, float]:
     """Magnitudes between which the smallest element probably lies that belongs to the largest ``share``."""
+    if math.isinf(margin):
+        return 0.0, math.inf
     first, last = int((share - margin) * len(sample)), int((share + margin) * len(sample)) + 1
-    high = float("inf") if first <= 0 else float(sample[first])
+    high = math.inf if first <= 0 else float(sample[first])
     return (0.0 if last >= len(sample) else float(sample[last])), high
 
 
@@ -97,10 +109,19 @@ def _look(whole: Whole, low: float, high: float) -> tuple[int, Sequence[Tensor]]
         above = torch.ge(magnitude, high, out=scratch("above", magnitude.shape))
         count = int(above.sum())
         inside = torch.ge(magnitude, low, out=scratch("inside", magnitude.shape)).sub_(above)
-        return count, magnitude.view(-1)[inside.view(-1).nonzero()[:, 0]]
+        return count, _selected(magnitude.view(-1), inside.view(-1))
 
     found = cast("list[tuple[int, Tensor]]", whole.look(look))
     return sum(count for count, _ in found), [part for _, part in found]
+
+
+def _selected(values: Tensor, mask: Tensor) -> Tensor:
+    """The values, (n,), where a mask of 1.0 and 0.0 has 1.0: few of them, so that most are passed over in groups."""
+    end = len(values) // TOGETHER * TOGETHER
+    groups = mask[:end].view(-1, TOGETHER)
+    near = groups.amax(dim=1).nonzero()[:, 0]
+    own, rest = values[:end].view(-1, TOGETHER)[near], values[end:]
+    return torch.cat([own[groups[near] > 0], rest[mask[end:] > 0]])
 
 
 def drop_at_random(whole: Whole, chance: Callable[[Tensor], float | Tensor]) -> Thin:
