@@ -174,9 +174,13 @@ class Update:
             weight: W as stored, (n, m).
             out: Same shape, any float dtype; may be ``weight`` itself.
         """
-        step = max(1, ROW_BLOCK_ELEMENTS // max(1, weight.shape[1]))
+        step = min(weight.shape[0], max(1, ROW_BLOCK_ELEMENTS // max(1, weight.shape[1])))
+        held = torch.empty(step, weight.shape[1], device=weight.device)
         for start in range(0, weight.shape[0], step):
-            out[start : start + step] = self.block(weight[start : start + step], start)
+            rows = weight[start : start + step]
+            changed = held[: len(rows)].copy_(rows)
+            self.add_to(changed, start)
+            out[start : start + step].copy_(changed)
 
 
 def update(terms: Sequence[tuple[float, Delta]], *, transposed: bool) -> Update | None:

@@ -2,7 +2,8 @@
 
     W <- round(W + sum_e g_e dW_e)
 
-Unfolding reads the changed matrices again from the base's files, so there is no second copy of the base in memory.
+There is no second copy of the base in this process's memory. A matrix that is mapped from its file stays there, and
+takes none; any other one is overwritten, and read again from the base's files when the blend is unfolded.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lmoe_cli.bank.gates import in_force
 from lmoe_cli.bank.load import Terms, open_terms
 from lmoe_cli.bank.tree import Location, Tree
 from lmoe_cli.checkpoint.reader import TensorReader
+from lmoe_cli.engine.memory import Mapped, fresh
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
@@ -76,6 +78,7 @@ def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float]) -> Fo
     for target, place in places.items():
         together.setdefault((place.module, place.parameter, place.index), []).append(target)
     undo: list[Undo] = []
+    mapped = Mapped()
     folded = Folded(undo)
     try:
         with open_terms(loadout) as terms, _reader(loadout) as reader:
@@ -83,8 +86,9 @@ def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float]) -> Fo
                 parts = [_part(tree, terms, target, places[target], gates) for target in targets]
                 changes = [part for part in parts if part.change is not None]
                 if changes:
-                    is_shared = shared[id(_parameter(tree, changes[0].place))] > 1
-                    undo.append(_replace(tree, changes) if is_shared else _overwrite(loadout, reader, tree, changes))
+                    parameter = _parameter(tree, changes[0].place)
+                    stays = shared[id(parameter)] > 1 or (changes[0].place.index is None and mapped.holds(parameter))
+                    undo.append(_replace(tree, changes) if stays else _overwrite(loadout, reader, tree, changes))
                 for part in parts:
                     undo += _fold_bias(tree, part.place, part.gated)
     except BaseException:
@@ -134,10 +138,12 @@ def _as_matrix(tensor: Tensor) -> Tensor:
 
 
 def _replace(tree: Tree, parts: Sequence[_Part]) -> Undo:
-    """Give a module a parameter of its own: another one, tied to it, keeps the old."""
+    """Give a module a parameter of its own, and leave the old one as it is: in its file, or tied to another one."""
     place = parts[0].place
     module, before = tree.modules[place.module], _parameter(tree, place)
-    own = before.detach().clone()
+    own = fresh(before.shape, before.dtype) if before.device.type == "cpu" else torch.empty_like(before)
+    if any(part.place.rows is not None or part.place.index is not None for part in parts):
+        own.copy_(before)
     _write(tree, parts, before.detach(), own)
     setattr(module, place.parameter or "weight", nn.Parameter(own, requires_grad=False))
 
