@@ -44,17 +44,27 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return result
 
 
-def native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The product by torch's own kernel, in 16 bits.
+class _WithoutOneDnn:
+    """Makes torch leave oneDNN alone for the length of a block, in as little time as can be.
 
-    There is no other way to it than the switch of the whole process. What another thread computes meanwhile is as
-    right, and may be as fast.
+    There is no other way to torch's own kernels than this switch of the whole process. What another thread computes
+    meanwhile is as right, and may be as fast.
     """
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        return F.linear(x, weight, bias)
-    finally:
+
+    def __enter__(self) -> None:
+        torch._C._set_mkldnn_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
         torch._C._set_mkldnn_enabled(True)
+
+
+_WITHOUT_ONEDNN = _WithoutOneDnn()
+
+
+def native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product by torch's own kernel, in 16 bits."""
+    with _WITHOUT_ONEDNN:
+        return F.linear(x, weight, bias)
 
 
 def _as_operator(kernel: Kernel) -> Kernel:
@@ -77,11 +87,8 @@ def native_addmm(y: Tensor, low: Tensor, b: Tensor) -> Tensor:
         low: (N, R).
         b: (R, d_out).
     """
-    torch._C._set_mkldnn_enabled(False)
-    try:
+    with _WITHOUT_ONEDNN:
         return torch.addmm(y, low, b)
-    finally:
-        torch._C._set_mkldnn_enabled(True)
 
 
 _native_addmm: Any = torch.library.custom_op(
@@ -152,11 +159,8 @@ class Products:
         """
         if self.one is not native:
             return y.addmm_(low, b)
-        torch._C._set_mkldnn_enabled(False)
-        try:
+        with _WITHOUT_ONEDNN:
             return y.addmm_(low, b)
-        finally:
-            torch._C._set_mkldnn_enabled(True)
 
     def add_few(self, y: Tensor, x: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Add a few experts' B g A x to y in place, for a single vector outside of compiled code.
@@ -167,13 +171,15 @@ class Products:
             parts: Of each expert A transposed (d_in, R), gate (1, 1) and B transposed (R, d_out), in the same dtype.
         """
         if self.one is native:
-            torch._C._set_mkldnn_enabled(False)
-        try:
-            for a, gate, b in parts:
-                y.addmm_(torch.mm(x, a).mul_(gate), b)
-        finally:
-            if self.one is native:
-                torch._C._set_mkldnn_enabled(True)
+            with _WITHOUT_ONEDNN:
+                _add_few(y, x, parts)
+        else:
+            _add_few(y, x, parts)
+
+
+def _add_few(y: Tensor, x: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+    for a, gate, b in parts:
+        y.addmm_(torch.mm(x, a).mul_(gate), b)
 
 
 def plain_parameters(layer: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor | None] | None:
