@@ -21,7 +21,7 @@ from lmoe_cli.bank.gates import in_force
 from lmoe_cli.bank.load import Terms, open_terms
 from lmoe_cli.bank.tree import Location, Tree
 from lmoe_cli.checkpoint.reader import TensorReader
-from lmoe_cli.engine.memory import Mapped, fresh
+from lmoe_cli.engine.memory import Mapped
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
@@ -141,7 +141,7 @@ def _replace(tree: Tree, parts: Sequence[_Part]) -> Undo:
     """Give a module a parameter of its own, and leave the old one as it is: in its file, or tied to another one."""
     place = parts[0].place
     module, before = tree.modules[place.module], _parameter(tree, place)
-    own = fresh(before.shape, before.dtype) if before.device.type == "cpu" else torch.empty_like(before)
+    own = torch.empty_like(before)
     if any(part.place.rows is not None or part.place.index is not None for part in parts):
         own.copy_(before)
     _write(tree, parts, before.detach(), own)

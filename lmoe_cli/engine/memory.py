@@ -1,18 +1,11 @@
-"""Where weights lie: mapped from files, or in memory of their own."""
+"""Which weights lie in files that are mapped, rather than in memory of this process."""
 
 from __future__ import annotations
 
-import math
-import mmap
 from bisect import bisect_right
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
-
-LARGE_BYTES = 4 << 20
-"""Of memory that is worth pages of two megabytes."""
 
 
 class Mapped:
@@ -32,13 +25,3 @@ class Mapped:
         start = tensor.data_ptr()
         number = bisect_right(self._starts, start) - 1
         return number >= 0 and start + tensor.nbytes <= self._ranges[number][1]
-
-
-def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Memory on the CPU for a tensor, in large pages where the system has them: small ones are slow to come by."""
-    size = math.prod(shape) * dtype.itemsize
-    if size < LARGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(*shape, dtype=dtype)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(*shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import tiny
 import torch
 from laws.cases import MIXED, case
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 
 from lmoe_cli.engine import memory
 from lmoe_cli.engine.build import start
-from lmoe_cli.engine.memory import Mapped, fresh
+from lmoe_cli.engine.memory import Mapped
 
 
 def test_only_what_lies_in_a_file_is_held_by_one(tmp_path):
@@ -31,13 +30,6 @@ def test_where_the_system_tells_nothing_nothing_is_held(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "absent")
     with safe_open(tmp_path / "some.safetensors", "pt") as file:
         assert not Mapped().holds(file.get_tensor("a"))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(3, 5), (1500, 2001)])
-def test_fresh_memory_takes_what_is_written(shape, dtype):
-    numbers = torch.randn(shape).to(dtype)
-    assert torch.equal(fresh(shape, dtype).copy_(numbers), numbers)
 
 
 def test_unfolding_gives_back_the_mapped_weights_themselves():
