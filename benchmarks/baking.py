@@ -40,10 +40,9 @@ SAID = {
     WITH_PEFT: "PEFT, `merge_and_unload` and `save_pretrained`",
     "ties": "`lmoe bake --method ties`",
     "dare": "`lmoe bake --method dare`",
-    "dare_ties": "`lmoe bake --method dare_ties`",
 }
 TARGETS = {FIRST: 1.5, AGAIN: 1.5, FUSED: 1.5, "ties": 4.0, "dare": 4.0}
-METHODS = ("ties", "dare", "dare_ties")
+METHODS = ("ties", "dare")
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ CASES = {
         "4B shape, bfloat16", "qwen3-4b", "bfloat16", (COPY, FIRST, AGAIN, FUSED, WITH_PEFT), 3, (WITH_PEFT,)
     ),
     "8b-bf16": Case("8B shape, bfloat16", "qwen3-8b", "bfloat16", (COPY, FIRST, AGAIN), 2),
-    "4b-f16": Case("4B shape, float16", "qwen3-4b", "float16", (COPY, FIRST, AGAIN), 2),
-    "4b-f32": Case("4B shape, float32", "qwen3-4b", "float32", (COPY, FIRST, AGAIN), 2),
+    "4b-f16": Case("4B shape, float16", "qwen3-4b", "float16", (COPY, FIRST, AGAIN), 1),
+    "4b-f32": Case("4B shape, float32", "qwen3-4b", "float32", (COPY, FIRST, AGAIN), 1),
     "4b-methods": Case("4B shape, bfloat16, task vectors", "qwen3-4b", "bfloat16", (COPY, *METHODS), 1),
 }
 
@@ -146,4 +145,5 @@ def _table(found: dict[str, Any], idle: int) -> str:
         )
     head = ("", "seconds", "of `cp`", "asked", "memory", "rounded otherwise")
     size = f"{found['bytes'] / 1e9:.1f} GB"
-    return f"### {found['case']['title']}, {size}\n\n{markdown(head, cells)}"
+    often = "once each" if found["case"]["rounds"] == 1 else f"{found['case']['rounds']} rounds"
+    return f"### {found['case']['title']}, {size}, {often}\n\n{markdown(head, cells)}"

@@ -28,8 +28,9 @@ LARGE_BYTES = 64 << 20
 """Weights of a model below which nothing is measured: they stay in the cache, and every kernel is quick."""
 ENOUGH = 1 << 18
 """Elements of a matrix below which a kernel's start costs more than its reading; these keep torch's choice."""
-SAMPLE = 4
-ROUNDS = 6
+SAMPLE_BYTES = 96 << 20
+"""Weights that are measured with, all of them once in a round: more than a cache holds, as in decoding."""
+ROUNDS = 4
 MANY = 32
 """Vectors of the measurement that decides for several at once."""
 BETTER = 1.15
@@ -67,16 +68,29 @@ def native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
 
-def _as_operator(kernel: Kernel) -> Kernel:
-    """A kernel that compiled code calls as it is, where it has no gradient to compute."""
-    name, schema = f"lmoe::{kernel.__name__}_linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
-    operator: Any = torch.library.custom_op(name, kernel, mutates_args=(), schema=schema)
-    operator.register_fake(lambda x, weight, _: x.new_empty(*x.shape[:-1], weight.shape[0]))
-    made: Kernel = operator
-    return made
+_LIBRARY: Any = torch.library.Library("lmoe", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-_OPERATORS: dict[Kernel, Kernel] = {kernel: _as_operator(kernel) for kernel in (onednn, native)}
+def _as_operator(name: str, schema: str, kernel: Callable[..., Tensor], shaped: Callable[..., Tensor]) -> Any:
+    """A kernel that compiled code calls as it is, where it has no gradient to compute.
+
+    Registered without the wrapper of `torch.library.custom_op`, which takes longer than some of these products.
+    """
+    _LIBRARY.define(name + schema)
+    _LIBRARY.impl(name, kernel, "CPU")
+    torch.library.register_fake(f"lmoe::{name}", shaped, lib=_LIBRARY)
+    return getattr(torch.ops.lmoe, name).default
+
+
+_OPERATORS: dict[Kernel, Kernel] = {
+    kernel: _as_operator(
+        f"{kernel.__name__}_linear",
+        "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+        kernel,
+        lambda x, weight, _: x.new_empty(*x.shape[:-1], weight.shape[0]),
+    )
+    for kernel in (onednn, native)
+}
 
 
 def native_addmm(y: Tensor, low: Tensor, b: Tensor) -> Tensor:
@@ -91,10 +105,9 @@ def native_addmm(y: Tensor, low: Tensor, b: Tensor) -> Tensor:
         return torch.addmm(y, low, b)
 
 
-_native_addmm: Any = torch.library.custom_op(
-    "lmoe::native_addmm", native_addmm, mutates_args=(), schema="(Tensor y, Tensor low, Tensor b) -> Tensor"
+_native_addmm = _as_operator(
+    "native_addmm", "(Tensor y, Tensor low, Tensor b) -> Tensor", native_addmm, lambda y, *_: torch.empty_like(y)
 )
-_native_addmm.register_fake(lambda y, *_: torch.empty_like(y))
 
 
 @dataclass(frozen=True)
@@ -200,10 +213,20 @@ def choose_products(weights: Iterable[Tensor]) -> Products:
     large = [weight for weight in found if weight.numel() >= ENOUGH and weight.is_floating_point()]
     if sum(weight.nbytes for weight in large) < LARGE_BYTES or not torch._C._get_mkldnn_enabled():
         return Products()
-    sample = [weight.contiguous() for weight in large[:: max(1, len(large) // SAMPLE)][:SAMPLE]]
+    sample = _sample(large)
     if large[0].dtype == torch.float32:
         return Products(_faster(onednn, sample, 1), _faster(onednn, sample, MANY))
     return Products(one=_faster(native, sample, 1))
+
+
+def _sample(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Weights from all over a model."""
+    apart = max(1, sum(weight.nbytes for weight in weights) // SAMPLE_BYTES)
+    found: list[Tensor] = []
+    for weight in weights[::apart]:
+        if sum(other.nbytes for other in found) < SAMPLE_BYTES:
+            found.append(weight.contiguous())
+    return found
 
 
 @torch.inference_mode()
