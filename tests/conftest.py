@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,10 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
     # Read when Triton is first imported, by whomever; its kernels then run on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path.insert(0, str(Path(__file__).parent))
+# A suite in the background of a shell, or under nohup, ignores these, and so would the programs that tests interrupt.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 
