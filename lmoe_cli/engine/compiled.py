@@ -115,7 +115,7 @@ class CompiledKeyValues(KeyValues):
         try:
             return self._step(input_ids=ids, past_key_values=self._cache, use_cache=True, **places)
         except TorchDynamoException as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).partition("\n\nSet TORCH")[0].split())[:200]  # advice for torch's developers
             hint = "leave --compile out; on a CPU it needs a C++ compiler"
             raise UsageError("compile-failed", f"torch could not compile the model: {reason}", hint=hint) from error
 
