@@ -117,6 +117,8 @@ def bench(
         ],
     )  # fmt: skip
     out.say(f"{found['device']}, {found['threads']} threads, {found['bandwidth_gb_s']} GB/s by a copy")
+    versions = ", ".join(f"{name} {found[name]}" for name in ("lmoe", "torch", "transformers", "peft"))
+    out.say(f"{versions}; seed {SEED}")
     if noisy := [row.variant for row in rows if row.spread > NOISY]:
         out.say(f"times of {', '.join(dict.fromkeys(noisy))} vary by more than {NOISY:.0%}: is something else running?")
     settings = {

@@ -13,12 +13,14 @@ LIVE = ("test_blend", "test_mixture", "test_generation")
 def pytest_generate_tests(metafunc):
     if metafunc.module.__name__.rpartition(".")[2] in LIVE:
         metafunc.fixturenames.append("path")
-        metafunc.parametrize("path", ["usual", "quickest"], indirect=True)
+        metafunc.parametrize("path", ["usual", "quickest", "native"], indirect=True)
 
 
 @pytest.fixture
 def path(request, monkeypatch):
-    """The usual kernels and all experts at once, or those of large models and only the experts that act."""
+    """The usual kernels and all experts at once; those of large models and only experts that act; or torch's own."""
+    if request.param == "native":
+        monkeypatch.setattr(bank, "choose_products", lambda _: product.Products(one=product.native))
     if request.param == "quickest":
         monkeypatch.setattr(product, "ENOUGH", 0)
         monkeypatch.setattr(bank, "choose_products", lambda _: product.Products(product.onednn, product.onednn))
