@@ -19,7 +19,7 @@ TEXTS = {
     "gpu": gpu.text,
 }
 SECTIONS = (*speed.GROUPS, *TEXTS)
-NO_GPU = f"""No GPU was at hand for this version. `python -m benchmarks gpu` makes these tables; it has not run on one yet.
+NO_GPU = f"""No GPU was at hand. `python -m benchmarks gpu` makes these tables; it has not run on one yet.
 It begins no new table after {gpu.BUDGET_S} seconds.
 """
 
