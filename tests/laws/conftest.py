@@ -2,26 +2,85 @@
 
 from __future__ import annotations
 
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
+import torch
 
 from lmoe_cli.bank import bank, product, shared
+from lmoe_cli.bank.fused import launch
+from lmoe_cli.engine import compiled
+from lmoe_cli.engine.engine import Engine
 
 LIVE = ("test_blend", "test_mixture", "test_generation")
 """Modules whose laws are about what runs."""
+PATHS = ("usual", "quickest", "native", "fused", "compiled")
+FULL = ("usual", "quickest", "native")
+"""Paths that are quick enough for every architecture and kind of adapter."""
+FEW = {
+    "fused": {("llama", "lora"), ("llama", "dora"), ("llama", "lora_bias"), ("qwen3", "patterns"), ("gpt2", "lora")},
+    "compiled": {
+        *(("llama", variant) for variant in ("lora", "dora", "lora_bias", "bias", "head", "ia3", "patterns")),
+        ("gpt2", "lora"), ("gemma3_text", "lora"), ("qwen3_moe", "lora"),
+    },
+}  # fmt: skip
+"""What the interpreter of kernels and the compiler, which take seconds for each, are asked for."""
 
 
 def pytest_generate_tests(metafunc):
     if metafunc.module.__name__.rpartition(".")[2] in LIVE:
-        metafunc.fixturenames.append("path")
-        metafunc.parametrize("path", ["usual", "quickest", "native"], indirect=True)
+        if "path" not in metafunc.fixturenames:
+            metafunc.fixturenames.append("path")
+        metafunc.parametrize("path", PATHS, indirect=True)
+
+
+def pytest_collection_modifyitems(items):
+    items[:] = [item for item in items if _is_asked_for(item)]
+
+
+def _is_asked_for(item):
+    if item.path.parent != Path(__file__).parent or item.path.stem not in LIVE:
+        return True
+    path, words = item.callspec.params["path"], item.callspec.params
+    return path in FULL or (words.get("arch", "llama"), words.get("variant", "lora")) in FEW[path]
 
 
 @pytest.fixture
 def path(request, monkeypatch):
-    """The usual kernels and all experts at once; those of large models and only experts that act; or torch's own."""
+    """The usual kernels and all experts at once; those of large models and only experts that act; torch's own; those
+    for CUDA devices, interpreted; or steps that torch's compiler made."""
     if request.param == "native":
         monkeypatch.setattr(bank, "choose_products", lambda _: product.Products(one=product.native))
     if request.param == "quickest":
         monkeypatch.setattr(product, "ENOUGH", 0)
         monkeypatch.setattr(bank, "choose_products", lambda _: product.Products(product.onednn, product.onednn))
         monkeypatch.setattr(shared, "is_worth", lambda *_: True)
+    if request.param == "fused":
+        if find_spec("triton") is None:
+            pytest.skip("Triton is not installed")
+        monkeypatch.setattr(launch, "is_available", lambda _: True)
+    if request.param == "compiled":
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+        monkeypatch.setattr(Engine, "logits", by_compiled_steps)
+        monkeypatch.setattr(Engine, "key_values", compiled_key_values)
+    return request.param
+
+
+def compiled_key_values(engine, *, keep=False):
+    return compiled.CompiledKeyValues(engine.model, compiled.compiled_step(engine.model), keep=keep)
+
+
+@torch.inference_mode()
+def by_compiled_steps(engine, tokens):
+    """Logits of every position: the first token as a prompt, and one compiled step for each that follows."""
+    with engine.still():
+        engine._require_rows(len(tokens))
+        cache = compiled._empty_cache(engine.model, 16)
+        step = compiled.compiled_step(engine.model)
+        found = [engine.model(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True).logits]
+        for place in range(1, tokens.shape[1]):
+            found.append(step(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True).logits)
+        return torch.cat(found, 1)
