@@ -80,7 +80,9 @@ def by_compiled_steps(engine, tokens):
         engine._require_rows(len(tokens))
         cache = compiled._empty_cache(engine.model, 16)
         step = compiled.compiled_step(engine.model)
-        found = [engine.model(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True).logits]
-        for place in range(1, tokens.shape[1]):
-            found.append(step(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True).logits)
+        forwards = [engine.model, *[step] * (tokens.shape[1] - 1)]
+        found = [
+            forward(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True).logits
+            for place, forward in enumerate(forwards)
+        ]
         return torch.cat(found, 1)
