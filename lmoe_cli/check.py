@@ -14,6 +14,7 @@ from lmoe_cli.adapter.summary import quantization_in_name
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.findings import Finding, RefusedError, errors, finding
+from lmoe_cli.loadout.about_router import about_router
 from lmoe_cli.loadout.dequantized import METHOD
 from lmoe_cli.loadout.identity import Match, canonical, compare, same
 from lmoe_cli.loadout.layout import UNBLENDED_EXPERTS, Assignment, Target
@@ -71,6 +72,7 @@ def check(loadout: Loadout, *, trust_remote_code: bool = False) -> Report:
         if expert.adapter.parts:
             found += _about_expert(loadout, expert)
     found += conflicts(loadout)
+    found += about_router(loadout)
     memory = _memory(loadout)
     found += _about_memory(loadout, memory)
     order = {"error": 0, "warning": 1, "note": 2}

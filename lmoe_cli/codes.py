@@ -217,6 +217,32 @@ RUN = {
     "setting-invalid": _error("A sampling setting is out of range.", "See the range in the message."),
 }
 
+ROUTERS = {
+    "no-router": _error("There is no trained router in that place.", "Name the folder that `lmoe train` wrote."),
+    "router-invalid": _error("The files of a trained router are damaged, or contradict each other.", AGAIN),
+    "router-settings": _error("What the recipe sets does not go together with how the gate was trained.", "See it."),
+    "router-experts-differ": _error(
+        "A trained gate has rows for other experts than the recipe's.", "`lmoe router grow` or `shrink`, or train it."
+    ),
+    "router-expert-changed": _error(
+        "An expert of the recipe is not the one of that name that the gate was trained with.", "Name that one."
+    ),
+    "router-base-differs": _error("A trained gate is for another base than the recipe's.", "Name its base."),
+    "router-place-missing": _error("Experts act where the trained gate knows nothing.", "Train it again with them."),
+    "router-dynamic": _error(
+        "The router decides per prompt or token, and fixed weights are asked for.", "`lmoe bake --mean-gates`."
+    ),
+    "routed-in-part": _note("Embeddings and whole modules of an expert have no gates of their own: its weight acts."),
+    "examples-missing": _error(
+        "An encoder compares prompts with texts, and an expert has none.",
+        "Give it `examples`, `data` or `description`.",
+    ),
+    "data-invalid": _error("A line of a data file is not what is due there.", "See the line."),
+    "layer-missing": _error("The base has no block of that number to embed texts by.", "See the hint."),
+    "encoder-missing": _error("There is no such sentence-transformers model.", "A folder, or `org/name`."),
+    "extra-missing": _error("It needs a package that is not installed.", "Install the extra that the hint names."),
+}
+
 BAKE = {
     "bake-quantized": _error(
         "The base is stored quantised; a blend cannot be written into it.",
@@ -239,6 +265,30 @@ BAKE = {
     "size-invalid": _error("Not a size of at least 1MB.", "Such as `5GB`."),
 }
 
+SIMILARITY = {
+    "nothing-to-compare": _error(
+        "Of an adapter no delta of a matrix is known.", "Name its base with `--base`, or leave it out."
+    ),
+    "shapes-differ": _error(
+        "Two adapters change a module of one name in different shapes: they are of different bases.",
+        "Compare adapters of one base.",
+    ),
+    "weights-packed": _error(
+        "Deltas have the base's weights in them, and these are stored quantised in a way that lmoe does not read.",
+        "Name the unquantised model as base, or none.",
+    ),
+    "bases-differ": _warning("The adapters name different bases.", "Compare adapters of one base."),
+    "modules-disjoint": _warning("Two adapters change no module in common.", "Make sure that they are of one base."),
+    "delta-partial": _warning(
+        "Without the base only the low-rank part s B A of some deltas is compared.", "Name the base with `--base`."
+    ),
+    "delta-skipped": _warning(
+        "Without the base some modules are left out: IA3, VeRA and modules saved whole have no delta of their own.",
+        "Name the base with `--base`.",
+    ),
+    "biases-apart": _note("An adapter changes biases, too. Only matrices are compared."),
+}
+
 USE = {
     "usage": _error("Arguments that lmoe does not take, or that do not go together.", "`lmoe COMMAND --help`."),
     "base-needed": _error("The adapters name no base, or different ones.", "Name it with `--base`."),
@@ -247,4 +297,4 @@ USE = {
     "bug": _error("A fault of lmoe itself.", "Run it again with `--debug` and report what it prints."),
 }
 
-CODES: dict[str, Code] = FILES | HUB | ADAPTERS | RECIPES | BASES | FIT | RUN | BAKE | USE
+CODES: dict[str, Code] = FILES | HUB | ADAPTERS | RECIPES | BASES | FIT | RUN | ROUTERS | BAKE | SIMILARITY | USE

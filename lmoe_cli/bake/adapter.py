@@ -29,6 +29,7 @@ from lmoe_cli.bank.delta import Delta, bias_update, update
 from lmoe_cli.bank.gates import in_force
 from lmoe_cli.bank.load import Terms, open_terms
 from lmoe_cli.bank.variants.lora import row_norms
+from lmoe_cli.checkpoint.raw import raw
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.checkpoint.writer import Shape
 from lmoe_cli.errors import InvalidFileError, UsageError
@@ -250,7 +251,7 @@ def _entries(module: Module, dtype: str, config: Mapping[str, Any]) -> Iterator[
             hint = "try --dtype float32, or smaller weights"
             raise InvalidFileError("bake-overflow", f"{module.name}: a blended factor does not fit {dtype}", hint=hint)
         shape = Shape(STORED_AS[dtype], tuple(rounded.shape))
-        return Entry(module.name, role, shape, memoryview(rounded.view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        return Entry(module.name, role, shape, raw(rounded))
 
     for role, tensor in (module.saved or {}).items():
         yield entry(role, tensor)

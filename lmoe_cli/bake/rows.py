@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lmoe_cli.bake.blocks import scratch
 from lmoe_cli.bank.delta import ROW_BLOCK_ELEMENTS
+from lmoe_cli.checkpoint.raw import raw
 from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.files import NewFile
 
@@ -111,7 +112,7 @@ class Sink:
             end = place + block.elements
             total.add(self._round(block, out[place:end], is_sampled=number % SAMPLED == 0))
             place = end
-        return memoryview(out.view(torch.uint8).numpy()), total  # type: ignore[arg-type]
+        return raw(out), total
 
     def _round(self, block: Block, out: Tensor, *, is_sampled: bool) -> Measured:
         """Change and round one block; what is computed on the way stays in a core's cache."""

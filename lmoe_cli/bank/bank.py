@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe_cli.bank.blended import Blended
+from lmoe_cli.bank.blocks import block_names, block_width
 from lmoe_cli.bank.delta import Term
 from lmoe_cli.bank.embedding import BlendedEmbedding
 from lmoe_cli.bank.experts import BlendedExperts, SliceTerm
@@ -17,12 +18,14 @@ from lmoe_cli.bank.gates import Gates
 from lmoe_cli.bank.linear import BareLinear, BlendedLinear
 from lmoe_cli.bank.load import open_terms
 from lmoe_cli.bank.product import Products, choose_products
+from lmoe_cli.bank.routed import Place, Places
 from lmoe_cli.bank.shared import Latest, SharedInput
 from lmoe_cli.bank.site import FusedSite
-from lmoe_cli.bank.tree import Location, Tree, compute_dtype, is_linear, is_packed
+from lmoe_cli.bank.tree import Location, Tree, compute_dtype, input_width, is_linear, is_packed
 from lmoe_cli.bank.whole import BlendedModule
 from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
+from lmoe_cli.loadout.routers import Share
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("query", "key", "value"))
 """Sibling modules that may read the same input. Only those with inputs of equal width are put together, and the product
@@ -41,6 +44,8 @@ class Bank:
     bare: Mapping[str, BareLinear]
     """The same for every linear layer of the base, where other kernels than torch's choice are quicker; without
     experts."""
+    places: Mapping[str, Place]
+    """What has gates of its own where a router decides per token. Its gates act once their ``route`` is set."""
 
     @property
     def live(self) -> dict[str, Blended]:
@@ -57,13 +62,14 @@ class Bank:
         return sum(tensor.numel() * tensor.element_size() for tensor in seen.values())
 
 
-def build_bank(model: nn.Module, loadout: Loadout, dtype: torch.dtype) -> Bank:
+def build_bank(model: nn.Module, loadout: Loadout, dtype: torch.dtype, share: Share | None = None) -> Bank:
     """Read all experts of a loadout and make the modules that blend them on a loaded model.
 
     Args:
         model: The base, as loaded. Nothing in it is changed.
         loadout: Its files are on this machine.
         dtype: Of the factors on modules whose own weight is quantised.
+        share: What has gates of its own where a router decides per token.
 
     Raises:
         InvalidFileError: A weight of an expert is not finite.
@@ -71,6 +77,7 @@ def build_bank(model: nn.Module, loadout: Loadout, dtype: torch.dtype) -> Bank:
     """
     tree = Tree(model)
     gates = Gates(len(loadout.experts), next(model.parameters()).device, loadout.recipe.skip_below)
+    places = Places(gates, share, block_names(model), block_width(model)) if share else Places(gates)
     targets: dict[str, list[tuple[Target, Location]]] = {}
     for target, items in loadout.by_target.items():
         place = tree.find(items[0][1])
@@ -85,7 +92,7 @@ def build_bank(model: nn.Module, loadout: Loadout, dtype: torch.dtype) -> Bank:
                 for term in terms.at(target, partial(tree.weight, place), partial(tree.bias, place))
             ]
 
-        return make_bank(tree, names, targets, read, gates, dtype)
+        return make_bank(tree, names, targets, read, places, dtype)
 
 
 def make_bank(
@@ -93,7 +100,7 @@ def make_bank(
     names: tuple[str, ...],
     modules: Iterable[str],
     read: Callable[[str], list[tuple[Location, Term]]],
-    gates: Gates,
+    places: Places,
     dtype: torch.dtype,
 ) -> Bank:
     """Make the modules that blend.
@@ -104,9 +111,10 @@ def make_bank(
         modules: Names of those that experts may act on.
         read: Tells what experts do to one of them, and where in it. Asked once for each; what it gave for one family of
             siblings is dropped before the next.
-        gates: Of the model.
+        places: Tells which gates each module obeys.
         dtype: Of the factors on modules whose own weight is quantised.
     """
+    gates = places.knobs
     layers = {name: module for name, module in tree.modules.items() if type(module) is nn.Linear}
     weights = [module.weight for module in layers.values()]
     # Nothing reads packed weights as they are, but experts are multiplied with beside them.
@@ -116,18 +124,18 @@ def make_bank(
     bare: dict[str, BareLinear] = {}
     if products != Products():
         bare = {name: BareLinear(module, gates, len(names), products) for name, module in layers.items()}
-    builder = _Builder(tree, gates, dtype, products)
+    builder = _Builder(tree, places, dtype, products)
     for family in _families(modules):
         builder.add({name: placed for name in family if (placed := read(name))})
-    return Bank(names, gates, builder.made, bare)
+    return Bank(names, gates, builder.made, bare, places.found)
 
 
 class _Builder:
     """Makes what replaces each module, sharing the stacked A where siblings read the same input."""
 
-    def __init__(self, tree: Tree, gates: Gates, dtype: torch.dtype, products: Products) -> None:
+    def __init__(self, tree: Tree, places: Places, dtype: torch.dtype, products: Products) -> None:
         self.made: dict[str, Blended] = {}
-        self._tree, self._gates, self._dtype, self._products = tree, gates, dtype, products
+        self._tree, self._places, self._dtype, self._products = tree, places, dtype, products
         self._latest = Latest()
 
     def add(self, family: Mapping[str, list[tuple[Location, Term]]]) -> None:
@@ -137,12 +145,12 @@ class _Builder:
             if is_linear(self._tree.modules[name]) and not any(place.parameter for place, _ in placed):
                 linear[name] = [term for _, term in placed]
             else:
-                self.made[name] = self._other(self._tree.modules[name], placed)
+                self.made[name] = self._other(name, placed)
         for group in _by_width(linear):
             self._add_linear(group)
 
-    def _other(self, module: nn.Module, placed: list[tuple[Location, Term]]) -> Blended:
-        own = [term for _, term in placed]
+    def _other(self, name: str, placed: list[tuple[Location, Term]]) -> Blended:
+        own, module = [term for _, term in placed], self._tree.modules[name]
         kind, device = self._place(module)
         if any(place.parameter for place, _ in placed):
             slices = [
@@ -151,18 +159,26 @@ class _Builder:
                 if place.parameter is not None and place.index is not None
             ]
             kind = next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
-            return BlendedExperts(module, slices, self._gates, kind, device)
+            gates, at = self._gates(name, _tokens_width(placed))
+            experts = BlendedExperts(module, slices, gates, kind, device)
+            if at:
+                at.sites.append(experts)
+            return experts
+        # These read token numbers, or have no products of their own: the knobs are their gates.
         if isinstance(module, nn.Embedding):
-            return BlendedEmbedding(module, own, self._gates, kind, device)
-        return BlendedModule(module, own, self._gates)
+            return BlendedEmbedding(module, own, self._places.knobs, kind, device)
+        return BlendedModule(module, own, self._places.knobs)
 
     def _add_linear(self, group: Mapping[str, list[Term]]) -> None:
-        gates, products = self._gates, self._products
-        kind, device = self._place(self._tree.modules[next(iter(group))])
+        products, first = self._products, next(iter(group))
+        kind, device = self._place(self._tree.modules[first])
+        gates, place = self._gates(first, input_width(self._tree.modules[first]))
         low = [name for name, own in group.items() if any(term.delta.a is not None for term in own)]
         shared = None
         if low:
             shared = SharedInput(gates, self._latest, [group[name] for name in low], kind, device, products)
+            if place:
+                place.sites.append(shared)
         layers = []
         for name, own in group.items():
             member, stack = (low.index(name), shared) if name in low else (0, None)
@@ -174,8 +190,20 @@ class _Builder:
         for layer in layers:
             layer.join(site, are_plain=all(sibling.is_plain for sibling in layers))
 
+    def _gates(self, module: str, width: int) -> tuple[Gates, Place | None]:
+        place = self._places.at(module, width)
+        return (place.gates, place) if place else (self._places.knobs, None)
+
     def _place(self, module: nn.Module) -> tuple[torch.dtype, torch.device]:
         return compute_dtype(module, self._dtype), next(module.parameters()).device
+
+
+def _tokens_width(placed: list[tuple[Location, Term]]) -> int:
+    """Width of the tokens that fused experts read, and give: d_in of the first matrix, d_out of the last."""
+    for place, term in placed:
+        if term.delta.a is not None and term.delta.b is not None:
+            return term.delta.b.shape[0] if place.parameter == "down_proj" else term.delta.a.shape[1]
+    return 0
 
 
 def _families(modules: Iterable[str]) -> list[list[str]]:

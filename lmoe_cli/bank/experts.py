@@ -57,6 +57,15 @@ class BlendedExperts(Blended):
             low = _Low(item.term.expert, getattr(self, f"a{number}"), getattr(self, f"b{number}"), item.rows)
             self._low.setdefault((item.parameter, item.index), []).append(low)
 
+    def factors(self, expert: int) -> list[tuple[Tensor, Tensor]]:
+        """A (r, D) and B (d_out, r) of an adapter on each matrix that reads the tokens themselves."""
+        return [
+            (low.a, low.b)
+            for (parameter, _), own in self._low.items()
+            for low in own
+            if low.expert == expert and parameter != "down_proj"
+        ]
+
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Run the chosen experts.
 
@@ -68,20 +77,20 @@ class BlendedExperts(Blended):
         Returns:
             (N, D).
         """
+        if self.gates.reads_input:
+            self.gates.read(hidden_states, self)
         if not self.is_active:
             result: Tensor = self.base(hidden_states, top_k_index, top_k_weights)
             return result
         base: Any = self.base
-        gates = self.gates.values  # (rows, E)
-        if gates.shape[0] > 1:
-            gates = gates.repeat_interleave(self.gates.share(hidden_states), dim=0)  # (N, E)
+        gates = self.gates.spread(self.gates.values, hidden_states)  # (N, E), or (E,) for all of them
         total = torch.zeros_like(hidden_states)
         up = "gate_up_proj" if getattr(base, "has_gate", True) else "up_proj"
         for index in torch.unique(top_k_index).tolist():
             if index >= base.num_experts:  # the mark of a token sent elsewhere
                 continue
             tokens, slot = (top_k_index == index).nonzero(as_tuple=True)
-            own = gates[tokens] if gates.shape[0] > 1 else gates
+            own = gates[tokens] if gates.dim() == 2 else gates
             x = hidden_states[tokens]  # (n, D)
             h = self._linear(up, index, x, own)
             h = base._apply_gate(h) if up == "gate_up_proj" else base.act_fn(h)
@@ -98,7 +107,7 @@ class BlendedExperts(Blended):
         if getattr(base, "has_bias", False):
             y = y + getattr(base, f"{parameter}_bias")[index]
         for low in self._low.get((parameter, index), []):
-            added = (x @ low.a.T * gates[:, low.expert, None].to(x.dtype)) @ low.b.T
+            added = (x @ low.a.T * gates[..., low.expert, None].to(x.dtype)) @ low.b.T
             start, stop = low.rows or (0, y.shape[1])
             y[:, start:stop] += added
         return y

@@ -44,6 +44,12 @@ class Gates:
         skip_below: See `in_force`.
     """
 
+    reads_input = False
+    """Whether modules hand over their inputs before they ask; see `lmoe_cli.bank.routed`."""
+
+    def read(self, x: Tensor, asking: object = None) -> None:
+        """Take note of what a module reads; these gates do not depend on it."""
+
     def __init__(self, count: int, device: torch.device | str = "cpu", skip_below: float = 0.0) -> None:
         self.count = count
         self.values = torch.zeros(1, count, device=device)

@@ -82,6 +82,8 @@ class BlendedLinear(Blended):
         self._member = member
         low = [term.delta.b for term in terms if term.delta.b is not None]
         self.b = StackedB(low, dtype, device) if low else None
+        if self.b and shared:
+            shared.join(self.b)
         self.row = Vectors.of(terms, "row", device)
         self.column = Vectors.of(terms, "column", device)
         self.shift = Vectors.of(terms, "bias", device)
@@ -129,6 +131,8 @@ class BlendedLinear(Blended):
         Returns:
             y, (..., d_out), in the dtype the base gives.
         """
+        if self.gates.reads_input:
+            self.gates.read(x, self)
         if self.has_plain_siblings and x.numel() == self._width and x.dtype is self._kind:
             quick = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
             if quick and (y := self._one(x)) is not None:

@@ -113,6 +113,11 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def input_width(module: nn.Module) -> int:
+    """Inputs d_in of a linear layer or Conv1D."""
+    return int(module.in_features) if isinstance(module, nn.Linear) else int(getattr(module, "nx", 0))
+
+
 def is_packed(module: nn.Module) -> bool:
     """Whether bitsandbytes packed a module's own weight, in whatever dtype the bytes are kept."""
     own = dict(module.named_parameters(recurse=False)).get("weight")  # wrappers show that of what they hold

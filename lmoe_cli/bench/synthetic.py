@@ -15,6 +15,7 @@ from torch import nn
 from lmoe_cli.bank.bank import Bank, make_bank
 from lmoe_cli.bank.delta import Delta, Term
 from lmoe_cli.bank.gates import Gates
+from lmoe_cli.bank.routed import Places
 from lmoe_cli.bank.tree import Location, Tree
 from lmoe_cli.bench.shapes import SHAPES
 from lmoe_cli.bench.work import SEED
@@ -150,7 +151,7 @@ def synthetic_bank(model: nn.Module, experts: int, rank: int, dtype: torch.dtype
         return found
 
     names = tuple(f"expert{number + 1}" for number in range(experts))
-    return make_bank(tree, names, layers, read, gates, dtype)
+    return make_bank(tree, names, layers, read, Places(gates), dtype)
 
 
 def _rank(rank: int, number: int, experts: int) -> int:

@@ -25,7 +25,8 @@ from lmoe_cli.engine.sampling import Sampling
 from lmoe_cli.errors import LmoeError, ResourceError, UsageError
 from lmoe_cli.findings import Finding
 from lmoe_cli.loadout.loadout import Loadout
-from lmoe_cli.loadout.recipe import Recipe, WeightedRouter
+from lmoe_cli.loadout.recipe import Recipe
+from lmoe_cli.loadout.routers import WeightedRouter
 from lmoe_cli.loadout.write import moved, recipe_text, with_weights
 
 Message = dict[str, str]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmoe_cli import files
 from lmoe_cli.checkpoint.header import lfs_pointer
+from lmoe_cli.checkpoint.raw import raw
 from lmoe_cli.checkpoint.writer import Shape, ShardWriter
 from lmoe_cli.errors import InvalidFileError
 
@@ -154,10 +155,9 @@ def _shape(name: str, tensor: Tensor, pickle: Path) -> Shape:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    import torch
 
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return raw(flat)
 
 
 def _refused(pickle: Path, reason: str) -> InvalidFileError:

@@ -10,10 +10,12 @@ from lmoe_cli.engine.base_model import load_model, require_quantized_runs
 from lmoe_cli.engine.compiled import require_compiles
 from lmoe_cli.engine.device import choose_device, choose_dtype
 from lmoe_cli.engine.engine import Engine
+from lmoe_cli.errors import UsageError
 from lmoe_cli.hub import Progress
 from lmoe_cli.loadout.loadout import Loadout, resolve
 from lmoe_cli.loadout.parse import read_recipe
-from lmoe_cli.loadout.recipe import Recipe, StaticRouter
+from lmoe_cli.loadout.recipe import Recipe
+from lmoe_cli.loadout.routers import Share, StaticRouter
 from lmoe_cli.router import registry
 
 
@@ -66,6 +68,14 @@ def load(
     )
 
 
+def share_of(loadout: Loadout) -> Share | None:
+    """What has gates of its own in a loadout; None where none is decided per token."""
+    if loadout.gate:
+        return loadout.gate.settings.share
+    router = loadout.recipe.router
+    return router.shared if router.scope == "token" else None
+
+
 def start(
     loadout: Loadout,
     *,
@@ -83,10 +93,13 @@ def start(
     model = load_model(loadout.base, dtype=kind, device=place, quantize=quantize, trust_remote_code=trust_remote_code)
     if compiles:
         require_compiles(model)
-    bank = build_bank(model, loadout, kind)
-    weights = {expert.name: expert.weight for expert in loadout.experts}
     router = loadout.recipe.router
-    engine = Engine(loadout, model, bank, registry.load(router.type)(weights), compiles=compiles)
+    if compiles and router.scope == "token":
+        message = f"steps of the router '{router.type}', which decides per token, are not compiled"
+        raise UsageError("compile-unsupported", message, hint="leave --compile out")
+    bank = build_bank(model, loadout, kind, share_of(loadout))
+    weights = {expert.name: expert.weight for expert in loadout.experts}
+    engine = Engine(loadout, model, bank, registry.load(router)(router, weights), compiles=compiles)
     is_quantized = bool(quantize or loadout.base.quantization)
     if is_quantized and place.type == "cpu":
         require_quantized_runs(loadout.base, model)

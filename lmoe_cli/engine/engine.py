@@ -5,28 +5,31 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lmoe_cli.bank.bank import Bank
 from lmoe_cli.bank.blended import Blended
-from lmoe_cli.engine.attach import attach, detach
-from lmoe_cli.engine.base_model import load_tokenizer
+from lmoe_cli.engine.attach import attach, detach, listen
 from lmoe_cli.engine.cache import KeyValues
 from lmoe_cli.engine.compiled import CompiledKeyValues, compiled_step
+from lmoe_cli.engine.embed import mean_state, middle_block
 from lmoe_cli.engine.fold import Folded, fold
-from lmoe_cli.engine.generate import Generation, context_of
-from lmoe_cli.engine.prompt import Message, prompt_tokens
+from lmoe_cli.engine.generate import Generation
+from lmoe_cli.engine.prompt import Message
 from lmoe_cli.engine.sampling import Sampling
+from lmoe_cli.engine.wording import Wording
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.loadout import Loadout
+from lmoe_cli.router.prompt import PromptRouter
 from lmoe_cli.router.static import StaticRouter
+from lmoe_cli.router.surroundings import Surroundings
 
 
-class Engine:
+class Engine(Wording):
     """A base with experts on it. Made by `load`.
 
     Args:
@@ -49,10 +52,13 @@ class Engine:
         self._folded: Folded | None = None
         self._attached = False
         self._worn: Mapping[str, Blended] = {}
+        self._listening: list[RemovableHandle] = []
         self._computing = threading.Lock()
         self._turned = True
         self.attach()
         self._settle()
+        device = bank.gates.values.device
+        router.prepare(Surroundings(loadout, model, bank.places, self.embed, device))
 
     # -- weights
 
@@ -141,18 +147,24 @@ class Engine:
 
     def _wear(self, modules: Mapping[str, Blended]) -> None:
         """Put modules onto the base in place of those that stand there."""
+        for handle in self._listening:
+            handle.remove()
         detach(self.model, self._worn)
         attach(self.model, modules)
         self._worn = modules
+        self._listening = listen(self.model, self.bank.places) if modules is not self.bank.bare and modules else []
 
     def fold(self) -> None:
         """Fold the weights in force into the base in memory: from then on the blend costs nothing.
 
         Raises:
-            UsageError: The base is quantised.
+            UsageError: The base is quantised, or a router decides per prompt or token.
         """
         if self._folded:
             return
+        if self.router.scope != "fixed":
+            message = f"the router '{self.router.settings.type}' decides per {self.router.scope}: nothing stays folded"
+            raise UsageError("router-dynamic", message, hint="leave out --fold")
         worn = self._worn
         self._wear({})
         try:
@@ -192,51 +204,6 @@ class Engine:
 
     # -- text
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The base's tokenizer, of transformers."""
-        return load_tokenizer(self.loadout.base)
-
-    @cached_property
-    def context(self) -> int:
-        """Most tokens the model can hold."""
-        return context_of(self.model.config)
-
-    @cached_property
-    def ends(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-        settings = getattr(self.model, "generation_config", None)
-        found = getattr(settings, "eos_token_id", None)
-        named = found if isinstance(found, list) else [found]
-        return frozenset(token for token in [*named, self.tokenizer.eos_token_id] if isinstance(token, int))
-
-    @property
-    def has_template(self) -> bool:
-        """Whether the base knows conversations; otherwise text is continued as it is."""
-        return bool(self.tokenizer.chat_template)
-
-    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Tokens of a prompt.
-
-        Args:
-            prompt: A user's message, a whole conversation, or with a base that has no chat template plain text.
-
-        Raises:
-            UsageError: See `prompt_tokens`.
-        """
-        if isinstance(prompt, str):
-            system = self.loadout.recipe.chat.system
-            opening = [{"role": "system", "content": system}] if system else []
-            prompt = [*opening, {"role": "user", "content": prompt}]
-        embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
-        vocabulary = int(embedding.weight.shape[0])
-        return prompt_tokens(self.tokenizer, prompt, self.context, vocabulary)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text of tokens, without special ones."""
-        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
-        return text
-
     def stream(
         self,
         prompt: str | Sequence[Message],
@@ -255,9 +222,11 @@ class Engine:
             ValueError: Rows of a batch have been given blends of their own: an answer is one row.
         """
         self._require_rows(1)
+        tokens = self.encode(prompt)
+        self._route(prompt)
         return Generation(
             values or self.key_values(),
-            self.encode(prompt),
+            tokens,
             sampling or self.sampling,
             self.still,
             self.decode,
@@ -265,6 +234,35 @@ class Engine:
             self.context,
             continues=not self.has_template,
         )
+
+    def _route(self, prompt: str | Sequence[Message]) -> None:
+        """Let a router that decides per prompt do so."""
+        if isinstance(self.router, PromptRouter) and self._attached:
+            self.router.read([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+            self._turned = True
+            self._settle()
+
+    def embed(self, text: str) -> Tensor:
+        """A text as one vector, by the base alone.
+
+        Args:
+            text: More than the model can hold is cut off.
+
+        Returns:
+            (d,), float32, on the CPU: the mean over tokens of what leaves the block that the router's ``layer`` names.
+
+        Raises:
+            UsageError: The base has no such block.
+        """
+        block = middle_block(self.model, getattr(self.router.settings, "layer", None))
+        tokens = self.tokenizer(text or " ")["input_ids"][: self.context] or [self.tokenizer.eos_token_id or 0]
+        with self._computing:
+            self.bank.gates.set([0.0] * self.bank.gates.count)
+            self._turned = True
+            try:
+                return mean_state(self.model, block, tokens)
+            finally:
+                self._apply()
 
     def generate(self, prompt: str | Sequence[Message], **settings: Any) -> str:
         """Answer a prompt.

@@ -22,8 +22,10 @@ from lmoe_cli.loadout.base import summary as base_summary
 from lmoe_cli.loadout.dequantized import dequantized
 from lmoe_cli.loadout.layout import Assignment, Layout, Target
 from lmoe_cli.loadout.profile import weight_at
-from lmoe_cli.loadout.recipe import ExpertEntry, Recipe, WeightedRouter
+from lmoe_cli.loadout.recipe import ExpertEntry, Recipe
+from lmoe_cli.loadout.routers import GateRouter, WeightedRouter
 from lmoe_cli.loadout.saved import conflicts, is_unread, without_copies
+from lmoe_cli.loadout.trained import TrainedGate, about_gate, read_gate
 from lmoe_cli.source import Folder, Source, open_source
 
 T = TypeVar("T")
@@ -59,6 +61,10 @@ class Loadout:
     """The recipe's file, or the command line."""
     base: Base
     experts: tuple[Expert, ...]
+    gate: TrainedGate | None = None
+    """The trained gate that the recipe's router names."""
+    folder: Path | None = None
+    """Of the recipe's file: where files that it names are looked for."""
 
     @cached_property
     def assignments(self) -> Mapping[str, tuple[list[Assignment], list[Part]]]:
@@ -110,12 +116,18 @@ class Loadout:
         for expert in self.experts:
             parts.append([expert.name, expert.entry.model_dump(mode="json")])
             parts.append(identity(expert.adapter.source, expert.adapter.stored))
+        if self.recipe.router.scope == "token":
+            parts.append([self.recipe.router.model_dump(mode="json")])
+        if self.gate:
+            parts.append(identity(self.gate.source, self.gate.stored))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
     def live(self) -> Loadout:
         """The same loadout with weights that are blended at run time, whatever its router says."""
-        return replace(self, recipe=self.recipe.model_copy(update={"router": WeightedRouter(type="weighted")}))
+        return replace(
+            self, recipe=self.recipe.model_copy(update={"router": WeightedRouter(type="weighted")}), gate=None
+        )
 
     @property
     def dequantized(self) -> Loadout:
@@ -136,12 +148,16 @@ class Loadout:
         )
         for expert in self.experts:
             expert.adapter.source.fetch(expert.adapter.files, progress)
+        if self.gate:
+            self.gate.source.fetch(self.gate.files, progress)
         if with_base:
             self.base.source.fetch(self.base.files, progress)
+        found = list(about_gate(self, self.gate)) if self.gate else []
         if unread:
             self.__dict__.pop("by_target", None)  # made before there were bytes to compare
-            if found := errors(conflicts(self)):
-                raise RefusedError(f"{self.origin}: the parts do not fit", found)
+            found += conflicts(self)
+        if wrong := errors(found):
+            raise RefusedError(f"{self.origin}: the parts do not fit", wrong)
 
 
 def resolve(recipe: Recipe, origin: str, *, beside: Path | None = None, token: str | None = None) -> Loadout:
@@ -170,11 +186,13 @@ def resolve(recipe: Recipe, origin: str, *, beside: Path | None = None, token: s
 
     base = attempt(read_base, recipe.base, "base")
     adapters = {name: attempt(inspect_adapter, entry.adapter, name) for name, entry in recipe.experts.items()}
+    router = recipe.router
+    gate = attempt(read_gate, router.artefact, "router") if isinstance(router, GateRouter) else None
     if base is None or problems:
         message = f"{origin}: {len(problems)} of its parts cannot be read"
         raise RefusedError(message, [found for found, _ in problems], exit_code=problems[0][1])
     experts = [Expert(name, adapter, recipe.experts[name]) for name, adapter in adapters.items() if adapter]
-    return Loadout(recipe, origin, base, tuple(experts))
+    return Loadout(recipe, origin, base, tuple(experts), gate, beside)
 
 
 def summary(loadout: Loadout) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from lmoe_cli import files
 from lmoe_cli.errors import NotFoundError
 from lmoe_cli.findings import Finding, RefusedError, finding
 from lmoe_cli.loadout import text
-from lmoe_cli.loadout.recipe import ROUTER_TYPES, Recipe
+from lmoe_cli.loadout.recipe import Recipe
+from lmoe_cli.loadout.routers import BUILT_IN
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -78,7 +79,7 @@ def _written(document: text.Document, location: tuple[str | int, ...]) -> text.P
     """The part of pydantic's location that stands in the file, without the tags of unions and the markers of keys."""
     path: text.Path = ()
     for part in location:
-        is_tag = str(part).startswith(("<", "[")) or (path == ("router",) and part in ROUTER_TYPES)
+        is_tag = str(part).startswith(("<", "[")) or (path == ("router",) and part in BUILT_IN)
         if (*path, part) in document.values or not is_tag:
             path = (*path, part)
     return path

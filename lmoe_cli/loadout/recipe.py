@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from lmoe_cli.errors import UsageError
+from lmoe_cli.loadout.routers import Router, WeightedRouter
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")]
 Number = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
@@ -52,31 +53,13 @@ class ExpertEntry(Entry):
     accept_base: list[str] = Field(
         [], description="Bases this adapter may have been trained on, other than this one, accepted by name."
     )
+    description: str = Field("", max_length=2000, description="What this expert is for, in a sentence.")
     examples: list[str] = Field([], description="Prompts this expert is for; routers that read prompts use them.")
-
-
-class StaticRouter(Entry):
-    """The recipe's weights, for good."""
-
-    type: Literal["static"]
-    fold: bool = Field(True, description="Fold the blend into the base in memory, so that it costs nothing.")
-
-
-class WeightedRouter(Entry):
-    """The recipe's weights, turned while it runs."""
-
-    type: Literal["weighted"]
-    on_change: Literal["recompute", "keep"] = Field(
-        "recompute",
-        description="What a change of weights does to the keys and values cached so far: compute them again, so that "
-        "the answer is that of a fresh session, or keep them, which is faster and a different function.",
+    data: str | None = Field(
+        None,
+        min_length=1,
+        description="A file of such prompts beside the recipe: JSONL with `messages` or `text`, or a prompt per line.",
     )
-
-
-Router = Annotated[StaticRouter | WeightedRouter, Field(discriminator="type")]
-ROUTER_TYPES: tuple[str, ...] = tuple(
-    get_args(model.model_fields["type"].annotation)[0] for model in get_args(get_args(Router)[0])
-)
 
 
 class Take(Entry):

@@ -67,7 +67,10 @@ def moved(loadout: Loadout, folder: Path) -> Recipe:
         expert.name: expert.entry.model_copy(update={"adapter": _from(folder, expert.adapter.source)})
         for expert in loadout.experts
     }
-    return recipe.model_copy(update={"base": _from(folder, loadout.base.source), "experts": experts})
+    changes: dict[str, Any] = {"base": _from(folder, loadout.base.source), "experts": experts}
+    if loadout.gate:
+        changes["router"] = recipe.router.model_copy(update={"artefact": _from(folder, loadout.gate.source)})
+    return recipe.model_copy(update=changes)
 
 
 def _turned(name: str, weight: Weight, knob: float) -> Weight:

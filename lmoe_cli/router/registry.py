@@ -1,24 +1,22 @@
-"""The class behind the type of a router that a recipe names. Naming it loads none.
-
-The types are those of the union `Router` in `loadout.recipe`: type ``static`` is the class ``StaticRouter`` of
-``router/static.py``.
-"""
+"""The class behind a router's settings. Naming it loads none."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
 
+from lmoe_cli.loadout.routers import RouterSettings
+
 if TYPE_CHECKING:
     from lmoe_cli.router.static import StaticRouter
 
 
-def load(type_: str) -> type[StaticRouter]:
+def load(settings: RouterSettings) -> type[StaticRouter]:
     """Import a router's class.
 
     Args:
-        type_: One of `loadout.recipe.ROUTER_TYPES`, as the recipe's own check has made sure.
+        settings: From a recipe.
     """
-    module = importlib.import_module(f"lmoe_cli.router.{type_}")
-    cls: type[StaticRouter] = getattr(module, f"{type_.title()}Router")
+    module, _, name = settings.implementation.partition(":")
+    cls: type[StaticRouter] = getattr(importlib.import_module(module), name)
     return cls

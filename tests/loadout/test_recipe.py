@@ -11,7 +11,8 @@ from lmoe_cli.findings import RefusedError
 from lmoe_cli.loadout import text
 from lmoe_cli.loadout.parse import read_recipe
 from lmoe_cli.loadout.profile import matches, weight_at
-from lmoe_cli.loadout.recipe import ROUTER_TYPES, Recipe, WeightRule
+from lmoe_cli.loadout.recipe import Recipe, WeightRule
+from lmoe_cli.loadout.routers import BUILT_IN
 from lmoe_cli.router import registry
 
 GOOD = """
@@ -174,8 +175,9 @@ def test_the_first_rule_that_matches_counts_and_the_rest_keep_weight_1():
 
 
 def test_every_router_of_a_recipe_can_be_loaded():
-    assert {"static", "weighted"} <= set(ROUTER_TYPES)
-    for name in ROUTER_TYPES:
-        recipe = Recipe.model_validate({"base": "org/base", "experts": {}, "router": {"type": name}})
+    assert set(BUILT_IN) == {"static", "weighted", "encoder", "arrow", "gate"}
+    for name in BUILT_IN:
+        words = {"type": name, "artefact": "./router"} if name == "gate" else {"type": name}
+        recipe = Recipe.model_validate({"base": "org/base", "experts": {}, "router": words})
         assert recipe.router.type == name
-        assert registry.load(name)({"one": 0.5}).gates().tolist() == [[0.5]]
+        assert registry.load(recipe.router)(recipe.router, {"one": 0.5}).gates().tolist() == [[0.5]]

@@ -1,0 +1,28 @@
+"""Does a recipe's router fit its experts?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lmoe_cli.findings import Finding, finding
+from lmoe_cli.loadout.examples import about_examples
+from lmoe_cli.loadout.loadout import Loadout
+from lmoe_cli.loadout.trained import about_gate
+
+WHOLE = ("embedding", "saved")
+"""Kinds of parts that no router decides on, because they have no input of their own to decide by."""
+
+
+def about_router(loadout: Loadout) -> Iterator[Finding]:
+    """What keeps a router from working as its author thinks, from headers and what is on this machine."""
+    if loadout.gate:
+        yield from about_gate(loadout, loadout.gate)
+    yield from about_examples(loadout)
+    if loadout.recipe.router.scope != "token":
+        return
+    for expert in loadout.experts:
+        whole = sorted(part.module for part in expert.adapter.parts.values() if part.kind in WHOLE)
+        if whole:
+            names = ", ".join(whole[:3]) + (" …" if len(whole) > 3 else "")
+            message = f"{expert.name}: the router decides nothing at {names}, where its weight acts in every token"
+            yield finding("routed-in-part", expert.name, message)
