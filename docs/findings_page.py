@@ -15,6 +15,7 @@ GROUPS = {
     "Do the parts fit?": codes.FIT,
     "Running": codes.RUN,
     "Baking": codes.BAKE,
+    "Comparing": codes.SIMILARITY,
     "Use": codes.USE,
 }
 OPENING = """# Findings

@@ -82,8 +82,7 @@ def write_file(path: Path, data: bytes, *, force: bool = False, mode: int = 0o66
         UsageError: It exists and ``force`` is not set.
         ResourceError: The disk is full.
     """
-    if os.path.lexists(path) and not force:
-        raise _exists(path)
+    refuse_existing_file(path, force=force)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_name(path)
@@ -141,6 +140,16 @@ def refuse_existing(target: Path, *, force: bool) -> None:
     if not ours:
         hint = "choose another --out, or remove it yourself"
         raise UsageError("output-not-ours", f"{target}: not a folder that lmoe baked", hint=hint, where=str(target))
+
+
+def refuse_existing_file(path: Path, *, force: bool) -> None:
+    """Stop early when `write_file` would refuse ``path``."""
+    with writing(path):
+        is_folder = path.is_dir()
+    if is_folder:
+        raise InvalidFileError("not-a-file", f"{path}: is a folder, not a file", hint=NAME_A_FILE, where=str(path))
+    if os.path.lexists(path) and not force:
+        raise _exists(path)
 
 
 class NewFile:

@@ -55,7 +55,7 @@ def test_a_light_command_loads_no_heavy_package(arguments):
     assert loaded_by(*arguments) == (0, set())
 
 
-@pytest.mark.parametrize("command", ["chat", "bake", "bench", "pull", "rm", "init", "inspect"])
+@pytest.mark.parametrize("command", ["chat", "bake", "bench", "similarity", "pull", "rm", "init", "inspect"])
 def test_help_of_every_command_loads_click_and_nothing_else(command):
     names = (*HEAVY, "rich", "pydantic", "yaml", "huggingface_hub", "prompt_toolkit")
     assert loaded_by(command, "--help", names=names) == (0, set())
@@ -64,7 +64,12 @@ def test_help_of_every_command_loads_click_and_nothing_else(command):
 def test_a_wrong_recipe_is_refused_before_anything_heavy_is_loaded(tmp_path):
     recipe = tmp_path / "wrong.yaml"
     recipe.write_text("base: demo:adventurer\nexperts: {mage: {adaptr: demo:mage}}\n")
-    for command in (("chat", "--loadout"), ("bake", "--out", str(tmp_path / "out")), ("bench",)):
+    for command in (
+        ("chat", "--loadout"),
+        ("bake", "--out", str(tmp_path / "out")),
+        ("bench",),
+        ("similarity", "--loadout"),
+    ):
         assert loaded_by(*command, str(recipe)) == (2, set())
 
 

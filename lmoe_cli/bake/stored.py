@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from lmoe_cli.bake.plan import bias_name
+from lmoe_cli.bank.stored import stored_matrix
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.base import Base
@@ -26,8 +27,7 @@ def stored_at(
             message = f"{target.module}: an expert needs its weights, which are stored quantised ({base.quantization})"
             hint = "name the unquantised model as base"
             raise UsageError("bake-quantized", message, hint=hint, where=target.module)
-        stored = reader.tensor(target.tensor)
-        stored = (stored if target.index is None else rows_of(stored[target.index], target)).float()
+        stored = stored_matrix(reader, target).float()
         return stored.T if target.transposed and stored.dim() == 2 else stored
 
     def bias() -> Tensor | None:
@@ -35,10 +35,3 @@ def stored_at(
         return reader.tensor(name).float() if name else None
 
     return weight, bias
-
-
-def rows_of(matrix: Tensor, target: Target) -> Tensor:
-    """The outputs of a slice that a target means, as a view."""
-    if target.rows is None:
-        return matrix
-    return matrix[:, slice(*target.rows)] if target.transposed else matrix[slice(*target.rows)]

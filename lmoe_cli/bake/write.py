@@ -18,11 +18,12 @@ from lmoe_cli.bake.methods.method import Rows, Settings, TaskVectors
 from lmoe_cli.bake.methods.registry import METHODS
 from lmoe_cli.bake.plan import Output, Plan
 from lmoe_cli.bake.rows import Advance, Block, Sink, require_finite
-from lmoe_cli.bake.stored import rows_of, stored_at
+from lmoe_cli.bake.stored import stored_at
 from lmoe_cli.bake.unit import Halves, split
 from lmoe_cli.bank.delta import Delta, Update, bias_update, update
 from lmoe_cli.bank.gates import in_force
 from lmoe_cli.bank.load import Terms, open_terms
+from lmoe_cli.bank.stored import rows_of
 from lmoe_cli.checkpoint.dequantize import Matrix
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.reader import TensorReader

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +43,7 @@ def init(file: Path, adapters: tuple[str, ...], base: str | None, force: bool, t
     experts: dict[str, ExpertEntry] = {}
     for adapter in found:
         entry = ExpertEntry(adapter=_kept(adapter.ref, file), weight=round(1 / len(found), 2))
-        experts[_name(adapter.ref, experts)] = entry
+        experts[params.expert_name(adapter.ref, experts)] = entry
     chosen = base or _base(found)
     try:
         recipe = Recipe(name=file.stem, base=_kept(chosen, file), experts=experts)
@@ -59,14 +58,6 @@ def init(file: Path, adapters: tuple[str, ...], base: str | None, force: bool, t
         show_findings(findings)
     out.say(f"{file}: {len(experts)} experts on {chosen}; next: lmoe check {file}")
     out.finish({"file": str(file), "recipe": recipe.model_dump(mode="json", exclude_defaults=True)}, findings)
-
-
-def _name(ref: str, taken: dict[str, ExpertEntry]) -> str:
-    """A short name for an expert, not used yet."""
-    last = ref.removeprefix("demo:").partition("@")[0].rstrip("/").rpartition("/")[2]
-    bare = re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-_")[:32] or "expert"
-    bare = bare if bare[0].isalpha() else f"expert-{bare}"
-    return next(name for name in [bare, *(f"{bare}-{number}" for number in range(2, 1000))] if name not in taken)
 
 
 def _base(adapters: list[Adapter]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -155,3 +156,11 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def expert_name(ref: str, taken: Collection[str]) -> str:
+    """A short name for an expert that nobody named, from its reference and not used yet."""
+    last = ref.removeprefix("demo:").partition("@")[0].rstrip("/").rpartition("/")[2]
+    bare = re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-_")[:32] or "expert"
+    bare = bare if bare[0].isalpha() else f"expert-{bare}"
+    return next(name for name in [bare, *(f"{bare}-{number}" for number in range(2, 1000))] if name not in taken)

@@ -23,6 +23,7 @@ COMMANDS = {
     "schema": Entry("lmoe_cli.cli.schema:schema", "Print the JSON Schema of recipes."),
     "bake": Entry("lmoe_cli.cli.bake:bake", "Write a loadout as one ordinary model or adapter."),
     "bench": Entry("lmoe_cli.cli.bench:bench", "Measure the speed of base, blend and folded blend, side by side."),
+    "similarity": Entry("lmoe_cli.cli.similarity:similarity", "Compare the deltas of adapters."),
     "completion": Entry("lmoe_cli.cli.completion:completion", "Print the shell completion script."),
 }
 
