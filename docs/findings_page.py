@@ -14,6 +14,8 @@ GROUPS = {
     "Bases": codes.BASES,
     "Do the parts fit?": codes.FIT,
     "Running": codes.RUN,
+    "Routers": codes.ROUTERS,
+    "Data": codes.DATA,
     "Baking": codes.BAKE,
     "Comparing": codes.SIMILARITY,
     "Use": codes.USE,

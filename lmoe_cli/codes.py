@@ -237,10 +237,25 @@ ROUTERS = {
         "An encoder compares prompts with texts, and an expert has none.",
         "Give it `examples`, `data` or `description`.",
     ),
-    "data-invalid": _error("A line of a data file is not what is due there.", "See the line."),
     "layer-missing": _error("The base has no block of that number to embed texts by.", "See the hint."),
     "encoder-missing": _error("There is no such sentence-transformers model.", "A folder, or `org/name`."),
-    "extra-missing": _error("It needs a package that is not installed.", "Install the extra that the hint names."),
+    "encoder-tokenizer": _error(
+        "An encoder embeds prompts by the base, which has no tokenizer.", "Add its files, or name an `encoder`."
+    ),
+}
+
+DATA = {
+    "data-invalid": _error("A line of a data file is not what is due there.", "See the line."),
+    "data-empty": _error("A data file holds no record, or none of the split that is asked for.", "See the hint."),
+    "data-role": _error("A message's role is none of system, user, assistant and tool.", "Rename it."),
+    "data-content": _error("What a message or line says is not text, or empty.", "See the line."),
+    "data-unanswered": _error("The assistant says nothing in a conversation, so nothing can be learned.", "Remove it."),
+    "data-too-long": _error("A record has more tokens than fit.", "Shorten it, or let it be cut off or left out."),
+    "template-no-mask": _error(
+        "The base's chat template neither marks what the assistant says, nor writes a conversation as its beginning "
+        "and what follows.",
+        "Mark it with `{% generation %}`.",
+    ),
 }
 
 BAKE = {
@@ -297,4 +312,4 @@ USE = {
     "bug": _error("A fault of lmoe itself.", "Run it again with `--debug` and report what it prints."),
 }
 
-CODES: dict[str, Code] = FILES | HUB | ADAPTERS | RECIPES | BASES | FIT | RUN | ROUTERS | BAKE | SIMILARITY | USE
+CODES: dict[str, Code] = FILES | HUB | ADAPTERS | RECIPES | BASES | FIT | RUN | ROUTERS | DATA | BAKE | SIMILARITY | USE
