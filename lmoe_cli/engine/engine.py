@@ -223,7 +223,7 @@ class Engine(Wording):
         """
         self._require_rows(1)
         tokens = self.encode(prompt)
-        self._route(prompt)
+        self.route(prompt)
         return Generation(
             values or self.key_values(),
             tokens,
@@ -235,10 +235,10 @@ class Engine(Wording):
             continues=not self.has_template,
         )
 
-    def _route(self, prompt: str | Sequence[Message]) -> None:
-        """Let a router that decides per prompt do so."""
+    def route(self, prompt: str | Sequence[Message]) -> None:
+        """Let a router that decides per prompt do so, as `stream` does. Others wait for the tokens."""
         if isinstance(self.router, PromptRouter) and self._attached:
-            self.router.read([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+            self.router.read(self.messages(prompt))
             self._turned = True
             self._settle()
 
@@ -256,13 +256,14 @@ class Engine(Wording):
         """
         block = middle_block(self.model, getattr(self.router.settings, "layer", None))
         tokens = self.tokenizer(text or " ")["input_ids"][: self.context] or [self.tokenizer.eos_token_id or 0]
-        with self._computing:
-            self.bank.gates.set([0.0] * self.bank.gates.count)
-            self._turned = True
+        gates = self.bank.gates
+        with self.still():
+            before = gates.values.clone()
+            gates.set(torch.zeros_like(before[:1]))
             try:
                 return mean_state(self.model, block, tokens)
             finally:
-                self._apply()
+                gates.set(before)
 
     def generate(self, prompt: str | Sequence[Message], **settings: Any) -> str:
         """Answer a prompt.

@@ -28,14 +28,29 @@ def prompt_tokens(tokenizer: Any, messages: Sequence[Message], context: int, voc
         ids = _templated(tokenizer, messages)
     else:
         ids = tokenizer("".join(message["content"] for message in messages))["input_ids"]
-    tokens = [int(token) for token in ids]
+    return fitting([int(token) for token in ids], context, vocabulary, is_long=len(messages) > 2)
+
+
+def fitting(tokens: list[int], context: int, vocabulary: int, *, is_long: bool = False) -> list[int]:
+    """The same tokens, if the model can go on from them.
+
+    Args:
+        tokens: Of a prompt.
+        context: Most tokens the model can hold.
+        vocabulary: Rows of its input embedding.
+        is_long: The prompt is a conversation, of which something can be left out.
+
+    Raises:
+        UsageError: None, or more than the model can hold.
+        InvalidFileError: The tokenizer is that of another model.
+    """
     if not tokens:
         raise UsageError("prompt-empty", "there is no text to continue", hint="write something")
     if max(tokens) >= vocabulary:
         message = f"the tokenizer makes token {max(tokens)}, and the base knows {vocabulary}"
         raise InvalidFileError("tokenizer-broken", message, hint="put the base's own tokenizer files beside it")
     if len(tokens) >= context:
-        hint = "/clear starts over" if len(messages) > 2 else "shorten it"
+        hint = "/clear starts over" if is_long else "shorten it"
         message = f"{len(tokens)} tokens do not fit the model's context of {context}"
         raise UsageError("context-full", message, hint=hint)
     return tokens

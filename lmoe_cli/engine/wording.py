@@ -10,7 +10,7 @@ from torch import nn
 
 from lmoe_cli.engine.base_model import load_tokenizer
 from lmoe_cli.engine.generate import context_of
-from lmoe_cli.engine.prompt import Message, prompt_tokens
+from lmoe_cli.engine.prompt import Message, fitting, prompt_tokens
 from lmoe_cli.loadout.loadout import Loadout
 
 
@@ -52,13 +52,36 @@ class Wording:
         Raises:
             UsageError: See `prompt_tokens`.
         """
-        if isinstance(prompt, str):
-            system = self.loadout.recipe.chat.system
-            opening = [{"role": "system", "content": system}] if system else []
-            prompt = [*opening, {"role": "user", "content": prompt}]
+        return prompt_tokens(self.tokenizer, self.messages(prompt), self.context, self._vocabulary)
+
+    def encode_text(self, text: str, *, after: Sequence[int] = ()) -> list[int]:
+        """Tokens of a text as it is, without the chat template.
+
+        Args:
+            text: What the model is to read.
+            after: Tokens that it follows; with none, the text begins as the tokenizer begins texts.
+
+        Returns:
+            All of them, from the first one on.
+
+        Raises:
+            UsageError: See `fitting`.
+        """
+        ids = self.tokenizer(text, add_special_tokens=not after)["input_ids"]
+        return fitting([*after, *(int(token) for token in ids)], self.context, self._vocabulary)
+
+    @cached_property
+    def _vocabulary(self) -> int:
         embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
-        vocabulary = int(embedding.weight.shape[0])
-        return prompt_tokens(self.tokenizer, prompt, self.context, vocabulary)
+        return int(embedding.weight.shape[0])
+
+    def messages(self, prompt: str | Sequence[Message]) -> Sequence[Message]:
+        """A prompt as a conversation: a user's message follows the recipe's system message."""
+        if not isinstance(prompt, str):
+            return prompt
+        system = self.loadout.recipe.chat.system
+        opening = [{"role": "system", "content": system}] if system else []
+        return [*opening, {"role": "user", "content": prompt}]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, without special ones."""

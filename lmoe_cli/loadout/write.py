@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 
 from lmoe_cli.errors import UsageError
-from lmoe_cli.loadout.loadout import Loadout
-from lmoe_cli.loadout.recipe import Recipe, Weight, WeightRule
+from lmoe_cli.loadout.examples import found_beside
+from lmoe_cli.loadout.loadout import Expert, Loadout
+from lmoe_cli.loadout.recipe import ExpertEntry, Recipe, Weight, WeightRule
+from lmoe_cli.loadout.routers import EncoderRouter
 from lmoe_cli.loadout.text import is_text
 from lmoe_cli.source import Folder, Source
 
@@ -62,15 +64,27 @@ def moved(loadout: Loadout, folder: Path) -> Recipe:
         loadout: Knows where its parts were found.
         folder: That will hold the file.
     """
-    recipe = loadout.recipe
-    experts = {
-        expert.name: expert.entry.model_copy(update={"adapter": _from(folder, expert.adapter.source)})
-        for expert in loadout.experts
-    }
+    recipe, router = loadout.recipe, loadout.recipe.router
+    experts = {expert.name: _moved_entry(expert, loadout.folder, folder) for expert in loadout.experts}
     changes: dict[str, Any] = {"base": _from(folder, loadout.base.source), "experts": experts}
     if loadout.gate:
-        changes["router"] = recipe.router.model_copy(update={"artefact": _from(folder, loadout.gate.source)})
+        changes["router"] = router.model_copy(update={"artefact": _from(folder, loadout.gate.source)})
+    if isinstance(router, EncoderRouter) and router.encoder:
+        changes["router"] = router.model_copy(update={"encoder": _moved(router.encoder, loadout.folder, folder)})
     return recipe.model_copy(update=changes)
+
+
+def _moved_entry(expert: Expert, before: Path | None, folder: Path) -> ExpertEntry:
+    changes: dict[str, Any] = {"adapter": _from(folder, expert.adapter.source)}
+    if expert.entry.data:
+        changes["data"] = _moved(expert.entry.data, before, folder)
+    return expert.entry.model_copy(update=changes)
+
+
+def _moved(name: str, before: Path | None, folder: Path) -> str:
+    """A file or folder that a recipe names, as another folder's must name it; what is not there as before."""
+    found = found_beside(name, before)
+    return _placed(folder, found) if found.exists() and not name.startswith("~") else name
 
 
 def _turned(name: str, weight: Weight, knob: float) -> Weight:
@@ -95,7 +109,11 @@ def _from(folder: Path, source: Source) -> str:
     """How a file in ``folder`` names a source. Below it relative, elsewhere absolute; what is no folder as before."""
     if not isinstance(source, Folder) or source.ref.startswith(("demo:", "~")):
         return source.ref
-    place, folder = source.path.absolute(), folder.absolute()
+    return _placed(folder, source.path)
+
+
+def _placed(folder: Path, path: Path) -> str:
+    place, folder = path.absolute(), folder.absolute()
     if folder in place.parents and ".." not in place.parts:
         return f"./{place.relative_to(folder).as_posix()}"
     return str(place)

@@ -13,13 +13,14 @@ https://arxiv.org/abs/1908.10084). Prototypes are computed from the recipe's tex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lmoe_cli.errors import UsageError
-from lmoe_cli.loadout.examples import texts_of
+from lmoe_cli.loadout.examples import found_beside, texts_of
 from lmoe_cli.loadout.routers import EncoderRouter as Settings
 from lmoe_cli.router.prompt import PromptRouter
 from lmoe_cli.router.surroundings import Embed, Surroundings
@@ -29,10 +30,12 @@ class EncoderRouter(PromptRouter):
     """Gates from how close a prompt is to what experts are for. See `StaticRouter` for arguments."""
 
     settings: Settings
+    scores: Tensor | None = None
+    """s of the last prompt, (E,), float32, from -1 to 1; None before the first one, and with less than two experts."""
 
     def prepare(self, around: Surroundings) -> None:
-        self._embed = _sentence_transformer(self.settings.encoder) if self.settings.encoder else around.embed
-        folder = around.loadout.folder
+        folder, name = around.loadout.folder, self.settings.encoder
+        self._embed = _sentence_transformer(name, folder) if name else around.embed
         texts = [texts_of(expert, folder) for expert in around.loadout.experts]
         own = [torch.stack([F.normalize(self._embed(text), dim=0) for text in found]).mean(0) for found in texts]
         if own:
@@ -45,7 +48,8 @@ class EncoderRouter(PromptRouter):
             return torch.ones(len(self._weights))
         text = self._text(messages)
         state = F.normalize(F.normalize(self._embed(text), dim=0) - self._centre, dim=0)
-        scores = self._prototypes @ state / self.settings.temperature  # (E,)
+        self.scores = self._prototypes @ state  # (E,)
+        scores = self.scores / self.settings.temperature
         kept = min(self.settings.top_k or len(scores), len(scores))
         best, experts = scores.topk(kept)
         return torch.zeros_like(scores).scatter(0, experts, torch.softmax(best, dim=0))
@@ -61,8 +65,12 @@ class EncoderRouter(PromptRouter):
                 return "\n".join(one["content"] for one in messages)
 
 
-def _sentence_transformer(name: str) -> Embed:
+def _sentence_transformer(name: str, folder: Path | None) -> Embed:
     """Embed by a sentence-transformers model.
+
+    Args:
+        name: A folder, or a repository of the Hub.
+        folder: Of the recipe, beside which a folder is looked for first.
 
     Raises:
         UsageError: The extra is not installed, or there is no such model.
@@ -72,12 +80,13 @@ def _sentence_transformer(name: str) -> Embed:
     except ImportError as error:
         message = "the router's 'encoder' needs sentence-transformers, which is not installed"
         raise UsageError("extra-missing", message, hint="pip install 'lmoe-cli[encoder]'") from error
+    found = found_beside(name, folder)
     try:
-        model = SentenceTransformer(name, device="cpu")
+        model = SentenceTransformer(str(found) if found.is_dir() else name, device="cpu")
     except (OSError, ValueError) as error:
         raise UsageError("encoder-missing", f"{name}: {str(error)[:200]}", hint="a folder, or org/name") from error
 
     def embed(text: str) -> Tensor:
-        return torch.as_tensor(model.encode(text), dtype=torch.float32)
+        return torch.as_tensor(model.encode(text, show_progress_bar=False), dtype=torch.float32)
 
     return embed

@@ -25,7 +25,7 @@ class FakeEngine:
         self.loadout = SimpleNamespace(
             recipe=recipe, origin="battlemage.yaml", base=SimpleNamespace(ref=recipe.base), experts=()
         )
-        self.router = registry.load(router)(weights)
+        self.router = registry.load(recipe.router)(recipe.router, weights)
         self.words = words.split()
         self.context = context
         self.has_template = template
