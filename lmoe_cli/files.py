@@ -22,6 +22,7 @@ KEPT = 16 << 20
 """Bytes of a new file that the system's cache may hold before the disk is made to take them. Fresh memory for gigabytes
 of cache costs more than the writing, and would push out what other programs read."""
 REPORT = "bake-report.json"
+TRAINED = "train-report.json"
 """What every folder holds that lmoe baked. Only such a folder, or an empty one, may be replaced by ``--force``."""
 
 
@@ -136,10 +137,10 @@ def refuse_existing(target: Path, *, force: bool) -> None:
     if not force:
         raise _exists(target)
     is_folder = target.is_dir() and not target.is_symlink()
-    ours = is_folder and (not any(target.iterdir()) or (target / REPORT).is_file())
+    ours = is_folder and (not any(target.iterdir()) or any((target / name).is_file() for name in (REPORT, TRAINED)))
     if not ours:
         hint = "choose another --out, or remove it yourself"
-        raise UsageError("output-not-ours", f"{target}: not a folder that lmoe baked", hint=hint, where=str(target))
+        raise UsageError("output-not-ours", f"{target}: not a folder that lmoe wrote", hint=hint, where=str(target))
 
 
 def refuse_existing_file(path: Path, *, force: bool) -> None:
@@ -248,6 +249,18 @@ def remove(path: Path) -> None:
     """Remove a file, if it is there."""
     with writing(path):
         path.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for work in progress, and its parents, unless it is there."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def append(path: Path, line: bytes) -> None:
+    """Add a line to the end of a log."""
+    with writing(path), path.open("ab") as file:
+        file.write(line)
 
 
 def remove_folder(path: Path) -> None:

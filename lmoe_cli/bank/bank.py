@@ -62,7 +62,18 @@ class Bank:
         return sum(tensor.numel() * tensor.element_size() for tensor in seen.values())
 
 
-def build_bank(model: nn.Module, loadout: Loadout, dtype: torch.dtype, share: Share | None = None) -> Bank:
+Change = Callable[[Target, Term, Callable[[], Tensor]], Term]
+"""A matrix of the base, what an expert does to it, and W (d_out, d_in), float32, when asked → what to do there
+instead."""
+
+
+def build_bank(
+    model: nn.Module,
+    loadout: Loadout,
+    dtype: torch.dtype,
+    share: Share | None = None,
+    change: Change | None = None,
+) -> Bank:
     """Read all experts of a loadout and make the modules that blend them on a loaded model.
 
     Args:
@@ -70,6 +81,7 @@ def build_bank(model: nn.Module, loadout: Loadout, dtype: torch.dtype, share: Sh
         loadout: Its files are on this machine.
         dtype: Of the factors on modules whose own weight is quantised.
         share: What has gates of its own where a router decides per token.
+        change: Puts something else in the place of what the experts do, such as noise to compare with.
 
     Raises:
         InvalidFileError: A weight of an expert is not finite.
@@ -87,7 +99,7 @@ def build_bank(model: nn.Module, loadout: Loadout, dtype: torch.dtype, share: Sh
 
         def read(name: str) -> list[tuple[Location, Term]]:
             return [
-                (place, term)
+                (place, change(target, term, partial(tree.weight, place)) if change else term)
                 for target, place in targets[name]
                 for term in terms.at(target, partial(tree.weight, place), partial(tree.bias, place))
             ]
@@ -186,6 +198,8 @@ class _Builder:
             self.made[name] = layer
             if stack:
                 layers.append(layer)
+        if shared:
+            shared.use([layer.b for layer in layers if layer.b is not None])
         site = FusedSite(shared, layers) if shared and FusedSite.is_possible(shared) else None
         for layer in layers:
             layer.join(site, are_plain=all(sibling.is_plain for sibling in layers))

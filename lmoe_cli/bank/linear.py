@@ -79,11 +79,10 @@ class BlendedLinear(Blended):
         # In a tuple, so that the module tree does not hold what belongs to several modules.
         self._shared = (shared,)
         self._site: FusedSite | None = None
-        self._member = member
+        self.member = member
+        """Its number in the stacked A."""
         low = [term.delta.b for term in terms if term.delta.b is not None]
         self.b = StackedB(low, dtype, device) if low else None
-        if self.b and shared:
-            shared.join(self.b)
         self.row = Vectors.of(terms, "row", device)
         self.column = Vectors.of(terms, "column", device)
         self.shift = Vectors.of(terms, "bias", device)
@@ -146,10 +145,10 @@ class BlendedLinear(Blended):
         if site is None or not site.takes(x):
             y = self._based(base, x)
             y = y if b is None else self._with_low(x, y, b)
-        elif (whole := site.whole(x, self._member)) is not None:
+        elif (whole := site.whole(x, self.member)) is not None:
             y = whole
         else:
-            y = site.behind(x, self._based(base, x), self._member)
+            y = site.behind(x, self._based(base, x), self.member)
         if self.shift:
             y = y + self.shift.sum(self.gates, y)
         return y
@@ -167,13 +166,13 @@ class BlendedLinear(Blended):
         assert base is not None, "there is always a base"
         assert shared is not None, "it is plain"
         assert self.b is not None, "it is plain"
-        if base._forward_hooks or base._forward_pre_hooks or not shared.is_for_one(x, self._member):
+        if base._forward_hooks or base._forward_pre_hooks or not shared.is_for_one(x, self.member):
             return None
         own = base._parameters
         y: Tensor = base(x) if self._is_packed else self.products.one(x, own["weight"], own["bias"])  # type: ignore[arg-type]
         if self.row:
             y.addcmul_(y, self.row.sum(self.gates, y))
-        shared.add_one(y, x, self._member, self.b)
+        shared.add_one(y, x, self.member, self.b)
         if self.shift:
             y.add_(self.shift.sum(self.gates, y))
         return y
@@ -188,15 +187,15 @@ class BlendedLinear(Blended):
         shared = self._shared[0]
         assert shared is not None, "b comes with a stacked a"
         if shared.is_sparse(x):
-            return add_shares(y, x, shared.a, b, shared.members[self._member], self.gates, self.products)
-        low = shared.low(x, self._member)  # (..., R)
+            return add_shares(y, x, shared.a, b, shared.members[self.member], self.gates, self.products)
+        low = shared.low(x, self.member)  # (..., R)
         return b.add(y.view(-1, y.shape[-1]), low.flatten(0, -2), self.products).view(y.shape)
 
     def delta(self) -> Tensor:
         """The low-rank part of the blend under the first row of gates, (d_out, d_in), in the dtype of B."""
         assert self.b is not None, "only for modules with low-rank deltas"
         assert self.shared is not None, "b comes with a stacked a"
-        start, stop = self.shared.bounds[self._member]
+        start, stop = self.shared.bounds[self.member]
         a, b = self.shared.a[start:stop], self.b.matrix
         gates = self.gates.values[0, self.shared.owner[start:stop]].to(b.dtype)
         return (b * gates) @ a

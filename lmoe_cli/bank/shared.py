@@ -95,7 +95,7 @@ class SharedInput(nn.Module):
         self.members = tuple(Member.of(terms, start) for terms, (start, _) in zip(low, self.bounds, strict=True))
         """What each module brings to the stack."""
         gates.coefficients(self.layout, self.owner, dtype)  # from now on, so that compiled code finds them
-        self._stacks: list[StackedB] = []
+        self._stacks: Sequence[StackedB] = ()
         self._ranks = [stop - start for start, stop in self.bounds]
         self._transposed = self.a.T
         self._are_even = all(member.rank and len(member.pieces) == gates.count for member in self.members)
@@ -104,9 +104,10 @@ class SharedInput(nn.Module):
         self._vector: Tensor | None = None
         self._few: list[Share] | None = None
 
-    def join(self, b: StackedB) -> None:
-        """Get to know the B of the next member."""
-        self._stacks.append(b)
+    def use(self, stacks: Sequence[StackedB]) -> None:
+        """Get to know the B of each member, in their order."""
+        self._stacks = tuple(stacks)
+        self._transposed = self.a.T
 
     def factors(self, expert: int) -> list[tuple[Tensor, Tensor]]:
         """A (r, d_in) and B (d_out, r) of an expert on each member that it changes, as they are computed with."""

@@ -75,6 +75,27 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
+def empty_model(base: Base) -> nn.Module:
+    """A model of a base's class without weights: its modules, and the shapes of their parameters.
+
+    Raises:
+        InvalidFileError: transformers cannot make a causal language model of its config.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = base.source.fetch(["config.json"])
+    with quietly():
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            with torch.device("meta"):
+                model: nn.Module = AutoModelForCausalLM.from_config(config)
+        except Exception as error:  # as in `load_model`
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            message = f"{base.ref}: transformers cannot make a model of it: {reason}"
+            raise InvalidFileError("base-unloadable", message, where=base.ref) from error
+    return model
+
+
 def _require_whole(base: Base, told: Any) -> None:
     """Refuse a base of which transformers would make up a part.
 

@@ -18,6 +18,7 @@ def about_router(loadout: Loadout) -> Iterator[Finding]:
     if loadout.gate:
         yield from about_gate(loadout, loadout.gate)
     yield from about_examples(loadout)
+    yield from loadout.recipe.router.about(loadout)
     if loadout.recipe.router.scope != "token":
         return
     for expert in loadout.experts:

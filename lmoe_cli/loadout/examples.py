@@ -77,8 +77,8 @@ def _line(line: bytes, where: str, *, is_json: bool) -> list[str]:
             raise InvalidFileError("data-invalid", message, hint="save the file as UTF-8", where=where) from error
     entry = parse_object(line, where)
     messages: Any = entry.get("messages")
-    if isinstance(text := entry.get("text"), str) and text.strip():
-        return [text]
+    if isinstance(own := entry.get("text"), str) and own.strip():
+        return [own]
     if isinstance(messages, list):
         said = [one.get("content") for one in messages if isinstance(one, dict) and one.get("role") == "user"]
         if texts := [text for text in said if isinstance(text, str) and text.strip()]:

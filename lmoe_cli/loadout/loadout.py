@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from lmoe_cli.adapter.adapter import Adapter
 from lmoe_cli.adapter.contents import Part
 from lmoe_cli.adapter.soundness import inspect_adapter
 from lmoe_cli.adapter.summary import summary as adapter_summary
-from lmoe_cli.errors import LmoeError
+from lmoe_cli.errors import LmoeError, NotFoundError
 from lmoe_cli.findings import Finding, RefusedError, errors, from_error
 from lmoe_cli.hub import Progress
 from lmoe_cli.loadout.base import Base, read_base
@@ -65,6 +66,19 @@ class Loadout:
     """The trained gate that the recipe's router names."""
     folder: Path | None = None
     """Of the recipe's file: where files that it names are looked for."""
+
+    def expert(self, name: str) -> Expert:
+        """The expert of a name.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        found = {expert.name: expert for expert in self.experts}
+        if name not in found:
+            close = get_close_matches(name, found, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"experts: {', '.join(found) or 'none'}"
+            raise NotFoundError("expert-unknown", f"no expert '{name}'", hint=hint)
+        return found[name]
 
     @cached_property
     def assignments(self) -> Mapping[str, tuple[list[Assignment], list[Part]]]:

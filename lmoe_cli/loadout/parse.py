@@ -6,16 +6,19 @@ import types
 import typing
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 from lmoe_cli import files
 from lmoe_cli.errors import NotFoundError
 from lmoe_cli.findings import Finding, RefusedError, finding
 from lmoe_cli.loadout import text
 from lmoe_cli.loadout.recipe import Recipe
-from lmoe_cli.loadout.routers import BUILT_IN
+from lmoe_cli.loadout.routers import BUILT_IN, PluginRouter, plugin_settings
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -33,34 +36,51 @@ def read_recipe(path: Path) -> Recipe:
 
 def parse_recipe(document: text.Document) -> Recipe:
     """Check parsed YAML against the recipe models. See `read_recipe` for the errors."""
+    return parse_as(Recipe, document, "recipe-invalid", "a recipe")
+
+
+def parse_as(model: type[Model], document: text.Document, code: str, kind: str) -> Model:
+    """Check parsed YAML against a model.
+
+    Args:
+        model: Of the whole document.
+        document: What was written.
+        code: Of the findings.
+        kind: What the document should be, with its article, for messages.
+
+    Raises:
+        RefusedError: It is not. Every finding begins with ``file:line:column``. Exit code 2.
+    """
     if not isinstance(document.data, dict):
         where = f"{document.name}:1:1"
-        found = [finding("recipe-invalid", where, f"{where}: a recipe is a mapping with 'base' and 'experts'")]
-        raise RefusedError(f"{document.name}: not a recipe", found, exit_code=2)
+        found = [finding(code, where, f"{where}: {kind} is a mapping with 'base' and 'experts'")]
+        raise RefusedError(f"{document.name}: not {kind}", found, exit_code=2)
     try:
-        return Recipe.model_validate(document.data)
+        return model.model_validate(document.data)
     except ValidationError as error:
-        told = {_told(document, item) for item in error.errors(include_url=False)}
+        told = {_told(model, document, code, kind, item) for item in error.errors(include_url=False)}
         found = [item for _, item in sorted(told, key=lambda pair: (pair[0], pair[1].message))]
         verdict = f"{document.name}: {len(found)} error{'s' if len(found) != 1 else ''}"
         raise RefusedError(verdict, found, exit_code=2) from error
 
 
-def _told(document: text.Document, item: Any) -> tuple[text.Place, Finding]:
+def _told(
+    model: type[BaseModel], document: text.Document, code: str, a_kind: str, item: Any
+) -> tuple[text.Place, Finding]:
     """One complaint of pydantic as a finding with a place and, where it can be guessed, the word that was meant."""
     kind, message, hint = item["type"], item["msg"], ""
     path = _written(document, item["loc"])
     name = ".".join(str(part) for part in path)
     place = document.place(path, at_key=kind == "extra_forbidden" or item["loc"][-1:] == ("[key]",))
     where = f"{document.name}:{place.line}:{place.column}"
-    known = sorted(_known_keys(path[:-1], document.data))
+    known = sorted(_known_keys(model, path[:-1], document.data))
     if kind == "extra_forbidden":
         close = get_close_matches(str(path[-1]), known, n=1)
-        parent = ".".join(str(part) for part in path[:-1]) or "a recipe"
+        parent = ".".join(str(part) for part in path[:-1]) or a_kind
         message = f"{parent} has no key '{path[-1]}'"
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
     elif kind == "missing":
-        message = f"{'.'.join(str(part) for part in path[:-1]) or 'the recipe'} needs '{path[-1]}'"
+        message = f"{'.'.join(str(part) for part in path[:-1]) or a_kind.replace('a ', 'the ')} needs '{path[-1]}'"
     elif kind in ("literal_error", "union_tag_invalid"):
         expected = item["ctx"].get("expected") or item["ctx"].get("expected_tags", "")
         seen = item["input"].get("type") if isinstance(item["input"], dict) else item["input"]
@@ -69,10 +89,11 @@ def _told(document: text.Document, item: Any) -> tuple[text.Place, Finding]:
         close = get_close_matches(str(seen), words, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"one of {', '.join(words)}"
     else:
+        hint = str(item.get("ctx", {}).get("hint", ""))
         seen = "" if isinstance(item["input"], dict | list) else f", got {item['input']!r}"
         message = f"{name + ': ' if name else ''}{message[0].lower()}{message[1:]}{seen}"
         message = message.replace("value error, ", "")
-    return place, finding("recipe-invalid", where, f"{where}: {message}", hint)
+    return place, finding(code, where, f"{where}: {message}", hint)
 
 
 def _written(document: text.Document, location: tuple[str | int, ...]) -> text.Path:
@@ -85,20 +106,31 @@ def _written(document: text.Document, location: tuple[str | int, ...]) -> text.P
     return path
 
 
-def _known_keys(path: text.Path, data: Any) -> set[str]:
-    """Keys that may stand in the mapping at a path of a recipe."""
-    annotations: list[Any] = [Recipe]
+def _known_keys(model: type[BaseModel], path: text.Path, data: Any) -> set[str]:
+    """Keys that may stand in the mapping at a path of a document."""
+    annotations: list[Any] = [model]
     for part in path:
         data = data[part] if isinstance(data, dict) else data[int(part)] if isinstance(data, list) else None
         annotations = [inner for annotation in annotations for inner in _inside(annotation, part)]
+        annotations += _of_plugin(annotations, data)
     chosen = data.get("type") if isinstance(data, dict) else None
     return {
         name
         for annotation in annotations
-        for model in _alternatives(annotation)
-        if _is_model(model) and _has_type(model, chosen)
-        for name in model.model_fields
+        for option in _alternatives(annotation)
+        if _is_model(option) and _has_type(option, chosen)
+        for name in option.model_fields
     }
+
+
+def _of_plugin(annotations: list[Any], data: Any) -> list[Any]:
+    """The settings of the plug-in's router that a mapping names, where it may name one."""
+    if not any(PluginRouter in _alternatives(annotation) for annotation in annotations) or not isinstance(data, dict):
+        return []
+    try:
+        return [plugin_settings(data["type"])]
+    except (PydanticCustomError, KeyError, TypeError):
+        return []
 
 
 def _inside(annotation: Any, part: str | int) -> list[Any]:
@@ -129,4 +161,4 @@ def _is_model(annotation: Any) -> bool:
 def _has_type(model: type[BaseModel], chosen: Any) -> bool:
     """Whether a model of a union is the one that the ``type`` key chose."""
     kind = model.model_fields.get("type")
-    return kind is None or chosen is None or chosen in typing.get_args(kind.annotation)
+    return kind is None or chosen is None or kind.annotation is str or chosen in typing.get_args(kind.annotation)

@@ -6,9 +6,11 @@ in a module that imports nothing heavy.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import entry_points
-from typing import Annotated, Any, ClassVar, Literal
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,14 +19,19 @@ from pydantic import (
     Field,
     SerializeAsAny,
     Tag,
-    ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
 from pydantic_core import PydanticCustomError
 
+from lmoe_cli.findings import Finding
+
+if TYPE_CHECKING:
+    from lmoe_cli.loadout.loadout import Loadout
+
 GROUP = "lmoe.routers"
 """Entry point group of routers that other distributions bring."""
+IMPLEMENTATION = re.compile(r"[\w.]+:\w+\Z")
 Scope = Literal["fixed", "prompt", "token"]
 Share = Literal["model", "block", "site"]
 Activation = Literal["softmax", "topk", "sigmoid", "hard1"]
@@ -46,6 +53,11 @@ class RouterSettings(BaseModel):
     def shared(self) -> Share:
         """Of a token router, what has gates of its own."""
         return "site"
+
+    def about(self, loadout: Loadout) -> Iterable[Finding]:
+        """What keeps it from working with a loadout, as far as settings and headers tell; `lmoe check` says it."""
+        del loadout
+        return ()
 
 
 OnChange = Annotated[
@@ -133,6 +145,12 @@ class PluginRouter(RouterSettings):
 
     type: str = Field(min_length=1, description="Name of the entry point. The other keys are that router's own.")
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> Any:
+        schema = handler(core_schema)
+        handler.resolve_ref_schema(schema)["properties"]["type"]["not"] = {"enum": list(BUILT_IN)}
+        return schema
+
 
 BUILT_IN: dict[str, type[RouterSettings]] = {
     "static": StaticRouter,
@@ -144,7 +162,7 @@ BUILT_IN: dict[str, type[RouterSettings]] = {
 
 
 @cache
-def plugins() -> dict[str, Any]:
+def plugins() -> dict[str, EntryPoint]:
     """Type → entry point of the routers that other distributions bring; built-in types cannot be replaced."""
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in BUILT_IN}
 
@@ -152,6 +170,37 @@ def plugins() -> dict[str, Any]:
 def router_types() -> list[str]:
     """All types that a recipe may name here."""
     return [*BUILT_IN, *sorted(plugins())]
+
+
+def plugin_settings(type_: str) -> type[RouterSettings]:
+    """The model of a plug-in's settings.
+
+    Raises:
+        PydanticCustomError: There is no such plug-in, or it is not one.
+    """
+    point = plugins().get(type_)
+    if point is None:
+        words = {"expected_tags": ", ".join(router_types())}
+        raise PydanticCustomError("union_tag_invalid", "no such router", words)
+    try:
+        model = point.load()
+    except Exception as error:  # code of somebody else, which fails with whatever it raises
+        raise _broken(point, f"cannot be imported: {type(error).__name__}: {str(error)[:200]}") from error
+    if not (isinstance(model, type) and issubclass(model, RouterSettings)):
+        raise _broken(point, "is no subclass of RouterSettings")
+    if getattr(model, "scope", None) not in get_args(Scope):
+        raise _broken(point, f"has no 'scope' out of {', '.join(get_args(Scope))}")
+    if not IMPLEMENTATION.match(str(getattr(model, "implementation", ""))):
+        raise _broken(point, "has no 'implementation' such as 'package.module:Class'")
+    return model
+
+
+def _broken(point: EntryPoint, reason: str) -> PydanticCustomError:
+    brought = f" of the package {point.dist.name}" if point.dist else ""
+    words = {"hint": f"update{brought.replace(' of', '')}, or use another router"}
+    # Written as a template by pydantic, in which braces stand for words.
+    message = f"the router '{point.name}'{brought} is broken: {point.value} {reason}".replace("{", "(")
+    return PydanticCustomError("router_broken", message, words)
 
 
 def _tag(value: Any) -> str:
@@ -163,20 +212,7 @@ def _by_its_own_model(value: Any, validate: ValidatorFunctionWrapHandler) -> Any
     """The settings of a plug-in's router, checked by the model that it brings."""
     if isinstance(value, RouterSettings):
         return value
-    type_ = validate(value).type
-    point = plugins().get(type_)
-    if point is None:
-        words = {"expected_tags": ", ".join(router_types())}
-        raise PydanticCustomError("union_tag_invalid", "no such router", words)
-    model = point.load()
-    if not (isinstance(model, type) and issubclass(model, RouterSettings)):
-        message = f"the entry point '{type_}' ({point.value}) names no subclass of RouterSettings"
-        raise ValueError(message)  # noqa: TRY004 - pydantic tells of these
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        found = [(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors(include_url=False)]
-        raise ValueError("; ".join(f"{key}: {said[0].lower()}{said[1:]}" for key, said in found)) from error
+    return plugin_settings(validate(value).type).model_validate(value)  # its errors keep their places
 
 
 Router = Annotated[

@@ -4,17 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic_core import PydanticCustomError
+
 from lmoe_cli.loadout.recipe import Recipe
+from lmoe_cli.loadout.routers import plugin_settings, plugins
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 TITLE = "lmoe loadout, version 1"
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The schema, draft-07: pydantic's own is of a later draft, whose ``$defs`` are ``definitions`` here."""
-    schema = _older(Recipe.model_json_schema())
+    """The schema of recipes, draft-07, with the settings of the routers that are installed here."""
+    schema = schema_of(Recipe, TITLE)
+    definitions = schema["definitions"]
+    for name in plugins():
+        try:
+            model = plugin_settings(name)
+        except PydanticCustomError:  # broken: `lmoe check` says why
+            continue
+        own = _older(model.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}"))
+        definitions |= {f"{name}.{key}": inner for key, inner in own.pop("definitions", {}).items()}
+        own["properties"]["type"] = {**own["properties"]["type"], "const": name}
+        definitions[name] = own
+        definitions["PluginRouter"]["properties"]["type"]["not"]["enum"].append(name)
+        schema["properties"]["router"]["oneOf"].append({"$ref": f"#/definitions/{name}"})
+    return schema
+
+
+def schema_of(model: type[BaseModel], title: str) -> dict[str, Any]:
+    """A model's schema, draft-07: pydantic's own is of a later draft, whose ``$defs`` are ``definitions`` here."""
+    schema = _older(model.model_json_schema())
     schema.pop("description", None)
-    return {"$schema": DRAFT, "title": TITLE, **{key: schema[key] for key in schema if key != "title"}}
+    return {"$schema": DRAFT, "title": title, **{key: schema[key] for key in schema if key != "title"}}
 
 
 def _older(value: Any) -> Any:

@@ -30,6 +30,8 @@ def recipe_text(recipe: Recipe) -> str:
     Reading the text gives the same recipe.
     """
     data = {"version": recipe.version, **recipe.model_dump(mode="json", exclude_defaults=True)}
+    if "router" in data:  # whose type may be at its default
+        data["router"] = {"type": recipe.router.type, **data["router"]}
     data["experts"] = {name: _expert(entry) for name, entry in data["experts"].items()}
     body = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return f"# yaml-language-server: $schema={SCHEMA_URL}\n{body}"

@@ -14,7 +14,7 @@ normalisation and the choice of places are ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -98,30 +98,34 @@ class GateRouter(TokenRouter):
     def prepare(self, around: Surroundings) -> None:
         gate = around.loadout.gate
         assert gate is not None, "the loadout was resolved"
-        self.gates_at = read_gates(gate, gate.settings.changed_by(self.settings), around)
+        settings, names = gate.settings.changed_by(self.settings), [expert.name for expert in around.loadout.experts]
+        self.gates_at = read_gates(gate, settings, around.places.values(), names, around.device)
         super().prepare(around)
 
     def route_at(self, place: Place) -> Route:
         return self.gates_at[place.name]
 
 
-def read_gates(trained: TrainedGate, settings: GateSettings, around: Surroundings) -> Mapping[str, Gate]:
+def read_gates(
+    trained: TrainedGate, settings: GateSettings, places: Iterable[Place], names: Sequence[str], device: torch.device
+) -> dict[str, Gate]:
     """Read a trained gate, its rows brought into the order of the loadout's experts.
 
     Args:
-        trained: From the loadout; its files are on this machine.
+        trained: Its files are on this machine.
         settings: What to run it with.
-        around: Where.
+        places: What has gates of its own.
+        names: Of the loadout's experts, in the order of the bank.
+        device: Where the gates are to be.
 
     Raises:
         InvalidFileError: It has no weights for a place, weights of another width, or numbers that are not finite.
     """
-    names = list(trained.experts)
-    order = [names.index(expert.name) for expert in around.loadout.experts]
-    order += [len(names)] * settings.zero_expert
+    rows = list(trained.experts)
+    order = [rows.index(name) for name in names] + [len(rows)] * settings.zero_expert
     found: dict[str, Gate] = {}
     with TensorReader(trained.stored, trained.source.require) as reader:
-        for place in around.places.values():
+        for place in places:
             where = f"{trained.source.ref}: {place.name}"
             if place.name not in trained.places:
                 hint = "its experts act elsewhere than those it was trained with: train it again"
@@ -136,5 +140,5 @@ def read_gates(trained: TrainedGate, settings: GateSettings, around: Surrounding
                 )
             gate = found[place.name] = Gate(place.width, len(names), settings)
             gate.load_state_dict({"weight": weight, "bias": bias})
-            gate.requires_grad_(False).to(around.device)
+            gate.requires_grad_(False).to(device)
     return found

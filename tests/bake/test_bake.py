@@ -176,14 +176,14 @@ def test_force_replaces_a_model_but_no_other_folder(loadout, tmp_path):
     precious = tmp_path / "home"
     precious.mkdir()
     (precious / "letter.txt").write_text("keep me")
-    with pytest.raises(UsageError, match="not a folder that lmoe baked"):
+    with pytest.raises(UsageError, match="not a folder that lmoe wrote"):
         bake_model(loadout, precious, force=True)
     assert (precious / "letter.txt").read_text() == "keep me"
 
 
 def test_force_does_not_replace_somebody_elses_project(loadout, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match="not a folder that lmoe baked"):
+    with pytest.raises(UsageError, match="not a folder that lmoe wrote"):
         bake_model(loadout, tmp_path, force=True)
 
 

@@ -1,0 +1,207 @@
+"""What a training config says, as typed values. Light: the JSON Schema is made from these models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from lmoe_cli.errors import NotFoundError
+from lmoe_cli.files import read_bytes
+from lmoe_cli.loadout import text
+from lmoe_cli.loadout.parse import parse_as
+from lmoe_cli.loadout.recipe import ChatSettings, Entry, Name
+from lmoe_cli.loadout.trained import GateSettings
+
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Factor = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)]
+
+
+class Data(Entry):
+    """Files of conversations or texts, and which of it is held out."""
+
+    train: str | list[str] = Field(min_length=1, description="JSONL with `messages` or `text` per line.")
+    valid: str | list[str] | None = Field(None, description="Files that are held out.")
+    fraction: Share | None = Field(
+        None, description="Share that is held out where no file is named and no line says `split: valid`."
+    )
+
+    @property
+    def train_files(self) -> list[str]:
+        return [self.train] if isinstance(self.train, str) else self.train
+
+    @property
+    def valid_files(self) -> list[str]:
+        return [self.valid] if isinstance(self.valid, str) else self.valid or []
+
+
+def _data_tag(value: Any) -> str:
+    return "<files>" if isinstance(value, str | list) else "<data>"
+
+
+AnyData = Annotated[
+    Annotated[str | Annotated[list[str], Field(min_length=1)], Tag("<files>")] | Annotated[Data, Tag("<data>")],
+    Discriminator(_data_tag),
+]
+
+
+def as_data(value: AnyData) -> Data:
+    """Data however it is written."""
+    return value if isinstance(value, Data) else Data(train=value)
+
+
+class TrainedExpert(Entry):
+    """An expert to train: a fresh one, or an adapter to go on with."""
+
+    adapter: str | None = Field(None, min_length=1, description="Begin with this one: a folder, the Hub, `demo:NAME`.")
+    rank: int = Field(8, ge=1, le=4096, description="Of a fresh expert, on every module.")
+    alpha: float | None = Field(None, gt=0, le=1e6, description="Of a fresh expert; twice the rank when left out.")
+    targets: Literal["all-linear", "attention", "mlp"] | list[str] = Field(
+        "all-linear", description="Modules of a fresh expert: a word, or the last parts of their names."
+    )
+    init: Literal["kaiming", "gaussian"] = Field(
+        "kaiming", description="How A of a fresh expert begins; B begins at 0, so that it changes nothing."
+    )
+    data: AnyData | None = Field(None, description="What it is trained on.")
+    weight: float = Field(1.0, ge=-100, le=100, description="In the recipe that comes out.")
+    description: str = Field("", max_length=2000, description="What it is for; goes into the recipe.")
+    examples: list[str] = Field([], description="Prompts it is for; go into the recipe.")
+
+
+class GateEntry(GateSettings):
+    """The gate to train."""
+
+    init: Literal["zero", "arrow"] = Field(
+        "zero", description="Begin with equal scores, or with the direction that each expert amplifies most."
+    )
+
+    @property
+    def settings(self) -> GateSettings:
+        return GateSettings.model_validate(self.model_dump(exclude={"init"}))
+
+
+class Schedule(Entry):
+    """How a stage trains. What a stage leaves out is as the config's ``trainer`` says."""
+
+    epochs: float | None = Field(None, gt=0, le=10_000, description="Passes over the data; 1 when nothing is said.")
+    steps: int | None = Field(None, ge=1, description="Steps of the optimiser, instead of epochs.")
+    learning_rate: Rate | None = Field(None, description="Of experts, at its peak; 2e-4 when nothing is said.")
+    gate_learning_rate: Rate | None = Field(None, description="Of the gate, at its peak; 1e-3 when nothing is said.")
+    schedule: Literal["cosine", "linear", "constant"] | None = Field(None, description="After warming up; cosine.")
+    warmup: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="Share of steps that warm up; 0.05.")
+    weight_decay: Factor | None = Field(None, description="Of AdamW; 0.")
+    batch_size: int | None = Field(None, ge=1, le=65_536, description="Rows per step and process; 8.")
+    accumulate: int | None = Field(None, ge=1, le=65_536, description="Batches per step of the optimiser; 1.")
+    clip: Factor | None = Field(None, description="Longest gradient; 0 does not clip. 1.")
+    eval_every: int | None = Field(None, ge=1, description="Steps between evaluations; each epoch when left out.")
+    save_every: int | None = Field(None, ge=1, description="Steps between checkpoints; as evaluations.")
+    patience: int | None = Field(None, ge=1, description="Evaluations without improvement before a stage ends.")
+
+
+class Trainer(Schedule):
+    """How all stages train."""
+
+    seed: int = Field(0, ge=0, lt=1 << 31, description="Of everything that is random.")
+    max_length: int = Field(1024, ge=8, le=1 << 20, description="Longest row, in tokens.")
+    too_long: Literal["truncate", "skip", "error"] = Field("truncate", description="What happens to longer examples.")
+    packing: bool = Field(False, description="Several examples in a row, none of which sees another.")
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        None, description="Of the base; as it is stored when left out. Experts and gate are trained in float32."
+    )
+    checkpointing: bool = Field(False, description="Compute activations twice rather than keep them.")
+    shard: bool = Field(False, description="Spread the base over all processes (FSDP2): it need not fit on one device.")
+    keep: int = Field(2, ge=1, le=1000, description="Checkpoints that are kept.")
+    log_every: int = Field(10, ge=1, description="Steps between lines of the log on the screen.")
+    tensorboard: bool = Field(False, description="Also log for TensorBoard, with the extra `lmoe-cli[tensorboard]`.")
+
+
+class Stage(Schedule):
+    """One stage of the training."""
+
+    train: Literal["experts", "gate", "joint"] = Field(
+        description="`experts`, each on its own data; the `gate`, with experts frozen; or both, end to end (`joint`)."
+    )
+    together: bool = Field(False, description="experts: in one pass over a mixed batch, rather than one by one.")
+    balance: Factor = Field(0.01, description="Weight of the loss that keeps experts evenly used.")
+    z: Factor = Field(0.001, description="Weight of the loss that keeps scores small.")
+
+
+class TrainConfig(Entry):
+    """A base, experts to train on it, and the gate between them."""
+
+    version: Literal[1] = 1
+    name: str = Field("", max_length=100)
+    description: str = ""
+    base: str = Field(min_length=1, description="`org/name[@revision]`, `hf://org/name`, a folder, or `demo:NAME`.")
+    experts: dict[Name, TrainedExpert] = Field(min_length=1, max_length=256)
+    data: AnyData | None = Field(None, description="For gate and joint stages; that of all experts when left out.")
+    gate: GateEntry | None = None
+    stages: list[Stage] = Field(min_length=1, max_length=100)
+    trainer: Trainer = Trainer()
+    chat: ChatSettings = ChatSettings()
+
+    @model_validator(mode="after")
+    def _can_run(self) -> TrainConfig:
+        kinds = [stage.train for stage in self.stages]
+        if self.gate is None and {"gate", "joint"} & set(kinds):
+            raise ValueError("a stage trains the gate, but 'gate' does not say which")
+        bare = [name for name, expert in self.experts.items() if expert.data is None]
+        if bare and "experts" in kinds:
+            raise ValueError(f"a stage trains experts, but {', '.join(bare)} has no data")
+        if bare and self.data is None:
+            raise ValueError(f"there is no 'data' for all, and {', '.join(bare)} has none of its own")
+        fresh = [name for name, expert in self.experts.items() if expert.adapter is None]
+        if fresh and kinds[0] == "gate":
+            raise ValueError(
+                f"{', '.join(fresh)} is fresh and does nothing yet, so a gate has nothing to learn from it"
+            )
+        return self
+
+
+CODE = "train-config-invalid"
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a training config.
+
+    Raises:
+        NotFoundError: It is not there.
+        RefusedError: Not YAML, or not such a config. Every finding begins with ``file:line:column``. Exit code 2.
+    """
+    if not path.exists():
+        hint = "recipes/train-party.yaml is one to begin with"
+        raise NotFoundError("not-found", f"{path}: no such training config", hint=hint, where=str(path))
+    document = text.parse_yaml(read_bytes(path, text.MAX_BYTES), str(path))
+    return parse_as(TrainConfig, document, CODE, "a training config")
+
+
+def train_schema() -> dict[str, Any]:
+    """The JSON Schema of training configs, draft-07."""
+    from lmoe_cli.loadout.schema import schema_of
+
+    return schema_of(TrainConfig, "lmoe training, version 1")
+
+
+DEFAULTS: dict[str, Any] = {
+    "epochs": 1.0,
+    "learning_rate": 2e-4,
+    "gate_learning_rate": 1e-3,
+    "schedule": "cosine",
+    "warmup": 0.05,
+    "weight_decay": 0.0,
+    "batch_size": 8,
+    "accumulate": 1,
+    "clip": 1.0,
+}
+
+
+def settled(stage: Stage, trainer: Trainer) -> Schedule:
+    """How a stage trains, with everything said."""
+    found: dict[str, Any] = {}
+    for name in Schedule.model_fields:
+        value = getattr(stage, name)
+        value = getattr(trainer, name) if value is None else value
+        found[name] = DEFAULTS.get(name) if value is None else value
+    return Schedule.model_validate(found)

@@ -1,0 +1,199 @@
+"""The loop of transformers' Trainer with lmoe's loss, and checkpoints that hold nothing but what is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from lmoe_cli import files
+from lmoe_cli.checkpoint.header import read_header
+from lmoe_cli.checkpoint.index import gather
+from lmoe_cli.checkpoint.raw import raw
+from lmoe_cli.checkpoint.reader import TensorReader
+from lmoe_cli.checkpoint.writer import Shape, ShardWriter
+from lmoe_cli.errors import LmoeError
+from lmoe_cli.train.config import Stage
+from lmoe_cli.train.rows import Rows
+from lmoe_cli.train.trainee import Losses, Trainee
+
+WEIGHTS = "trained.safetensors"
+
+
+class NotFiniteError(LmoeError):
+    """The loss is NaN or infinite."""
+
+
+class Loop(Trainer):  # type: ignore[misc]
+    """Trains a `Trainee`.
+
+    Args:
+        trainee: What is trained.
+        args: Of transformers.
+        rows: To learn from.
+        held_out: Name → rows to be judged by.
+        stage: Weights of the losses, and the two rates.
+        rates: Learning rate of experts and of the gate.
+        tell: Is told of every step of the optimiser.
+        callbacks: Of transformers.
+    """
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        args: TrainingArguments,
+        rows: Rows,
+        held_out: Mapping[str, Rows],
+        stage: Stage,
+        rates: tuple[float, float],
+        tell: Callable[[dict[str, Any]], None],
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        super().__init__(
+            model=trainee,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=dict(held_out) or None,
+            data_collator=rows.collate,
+            callbacks=list(callbacks),
+        )
+        self.optimizer: Any
+        self.control: Any
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._trainee, self._rows, self._held_out, self._stage, self._rates = trainee, rows, held_out, stage, rates
+        self._tell = tell
+        self._pending: list[tuple[Losses, int]] = []
+        self._started = time.perf_counter()
+
+    # -- the loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of one batch, scaled so that those of a step add up to the loss of all its tokens."""
+        losses: Losses = model(**inputs)
+        items = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"] != -100).sum()
+        loss = losses.nats / items * self.args.world_size
+        if losses.gate:
+            extra = self._stage.balance * losses.gate.balance + self._stage.z * losses.gate.z
+            loss = loss + extra / self.current_gradient_accumulation_steps
+        if not torch.isfinite(loss):
+            step = self.state.global_step + 1
+            message = f"the loss is {float(loss)} at step {step}"
+            hint = "the last checkpoint is kept: lower the learning rate, then --resume"
+            raise NotFiniteError("loss-not-finite", message, hint=hint)
+        self._pending.append((losses, int((inputs["labels"] != -100).sum())))
+        return (loss, losses) if return_outputs else loss
+
+    def get_batch_samples(self, *words: Any) -> Any:
+        """Tell of the step that is done before the next one begins."""
+        self._flush()
+        return super().get_batch_samples(*words)
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        now = time.perf_counter()
+        total = torch.stack([losses.nats.detach().double() for losses, _ in self._pending]).sum()
+        count = torch.tensor(sum(own for _, own in self._pending), device=total.device)
+        if self.args.world_size > 1:
+            dist.all_reduce(total)
+            dist.all_reduce(count)
+        told: dict[str, Any] = {"step": self.state.global_step, "loss": float(total / count), "tokens": int(count)}
+        told["tokens_per_s"] = round(int(count) / max(now - self._started, 1e-9), 1)
+        gates = [losses.gate for losses, _ in self._pending if losses.gate]
+        if gates:
+            for name in ("balance", "z", "entropy", "effective"):
+                told[name] = float(torch.stack([getattr(gate, name).detach() for gate in gates]).mean())
+            told["load"] = [round(one, 4) for one in torch.stack([gate.load for gate in gates]).mean(0).tolist()]
+        told["learning_rate"] = self.lr_scheduler.get_last_lr()[0] if self.lr_scheduler else None
+        told["memory"] = _memory()
+        self._pending.clear()
+        self._started = now
+        if self.is_world_process_zero():
+            self._tell(told)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """AdamW with a rate for experts and another one for the gate."""
+        if self.optimizer is None:
+            named = self._trainee.trained
+            groups = [
+                {"params": [own for name, own in named.items() if name.startswith(part)], "lr": rate}
+                for part, rate in zip(("factors.", "gates."), self._rates, strict=True)
+            ]
+            self.optimizer = torch.optim.AdamW(
+                [group for group in groups if group["params"]], weight_decay=self.args.weight_decay
+            )
+        return self.optimizer
+
+    # -- judging
+
+    def evaluate(self, *words: Any, **named: Any) -> dict[str, float]:
+        """Mean nats per token of what is held out, overall and by name."""
+        self._flush()
+        self.model.eval()
+        sums: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for name, rows in self._held_out.items():
+                total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+                size = self.args.per_device_eval_batch_size
+                mine = range(self.args.process_index, len(rows), self.args.world_size)
+                for start in range(0, len(mine), size):
+                    batch = rows.collate([rows[number] for number in mine[start : start + size]])
+                    moved = {key: value.to(self.args.device) for key, value in batch.items()}
+                    losses = self._trainee(**moved)
+                    total += torch.stack([losses.nats.double(), (moved["labels"] != -100).sum().double()])
+                sums[name] = total
+        for total in sums.values():
+            if self.args.world_size > 1:
+                dist.all_reduce(total)
+        everything = torch.stack(list(sums.values())).sum(0)
+        metrics = {"eval_loss": float(everything[0] / everything[1].clamp(min=1))}
+        metrics |= {f"eval_loss_{name}": float(own[0] / own[1].clamp(min=1)) for name, own in sums.items()}
+        self._pending.clear()
+        self._started = time.perf_counter()
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.is_world_process_zero():
+            self._tell({"step": self.state.global_step, "eval": metrics})
+        return metrics
+
+    # -- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        del state_dict
+        folder = Path(output_dir or self.args.output_dir)
+        files.make_folder(folder)
+        tensors = {name: own.detach().to("cpu").contiguous() for name, own in self._trainee.trained.items()}
+        shapes = {name: Shape("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
+        with ShardWriter(folder / WEIGHTS, shapes, {"format": "pt"}) as file:
+            for tensor in tensors.values():
+                file.write(raw(tensor))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        del model
+        path = Path(resume_from_checkpoint) / WEIGHTS
+        stored = gather({WEIGHTS: read_header(path)}, None, str(path))
+        with TensorReader(stored, lambda _: path) as reader, torch.no_grad():
+            for name, own in self._trainee.trained.items():
+                own.copy_(reader.tensor(name))
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def _memory() -> int:
+    """Bytes on the device at most, or of the process where there is none."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,125 @@
+"""The data of a training: which records are learned from and which are held out, tokenised into a spool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmoe_cli.data.examples import Encoder, Example
+from lmoe_cli.data.records import data_hash
+from lmoe_cli.data.splits import Split
+from lmoe_cli.errors import InvalidFileError, NotFoundError
+from lmoe_cli.loadout.examples import found_beside
+from lmoe_cli.train.config import Data, TrainConfig, as_data
+from lmoe_cli.train.rows import Rows
+from lmoe_cli.train.spool import Spool
+
+EVERYONE = -1
+"""Number in place of an expert's, of data for all."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What one stage is trained on."""
+
+    rows: Rows
+    held_out: Mapping[str, Rows]
+    """Name of the expert, or ``all`` → rows; empty where nothing is held out."""
+    told: str
+    """What was cut or left out, for a person."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data of one expert, or of all."""
+
+    name: str
+    expert: int
+    data: Data
+
+
+def sources_of(config: TrainConfig, experts: Sequence[str]) -> list[Source]:
+    """Data of these experts; of all of them what the config has for all, if it has."""
+    if len(experts) > 1 and config.data is not None:
+        return [Source("all", EVERYONE, as_data(config.data))]
+    return [
+        Source(name, number, as_data(data))
+        for number, name in enumerate(experts)
+        if (data := config.experts[name].data) is not None
+    ]
+
+
+def data_files(config: TrainConfig, folder: Path) -> dict[str, Path]:
+    """Every data file as the config names it, and where it is.
+
+    Raises:
+        NotFoundError: One is not there.
+    """
+    found: dict[str, Path] = {}
+    everything = [config.data, *(expert.data for expert in config.experts.values())]
+    for data in (as_data(value) for value in everything if value is not None):
+        for name in [*data.train_files, *data.valid_files]:
+            path = found_beside(name, folder)
+            if not path.is_file():
+                raise NotFoundError("not-found", f"{path}: no such data file", hint="see 'data'", where=str(path))
+            found[name] = path
+    return found
+
+
+def hashes_of(config: TrainConfig, folder: Path) -> dict[str, str]:
+    """Data file as the config names it → SHA-256."""
+    return {name: data_hash(path) for name, path in data_files(config, folder).items()}
+
+
+def gather_material(
+    sources: Sequence[Source], config: TrainConfig, folder: Path, work: Path, tokenizer: Any, limits: tuple[int, int]
+) -> Material:
+    """Read and tokenise the data of a stage.
+
+    Args:
+        sources: Whose data.
+        config: Of the training.
+        folder: Of the config.
+        work: Folder for the spools, which must not be there yet.
+        tokenizer: Of the base.
+        limits: Most tokens the base can hold, and rows of its embedding.
+
+    Raises:
+        InvalidFileError: A record is wrong, or there is nothing to learn from.
+    """
+    trainer = config.trainer
+    length = min(trainer.max_length, limits[0])
+    encoder = Encoder(tokenizer, length, trainer.too_long, limits[1])
+    spool = Spool(work / "train.tokens", _examples(sources, folder, encoder, trainer.seed, held_out=False))
+    if not len(spool):
+        files = ", ".join(name for source in sources for name in source.data.train_files)
+        message = f"{files}: nothing to learn from" + (f" ({told})" if (told := encoder.tally.told()) else "")
+        raise InvalidFileError("data-empty", message, hint="see 'split' on its lines, and 'max_length'")
+    told = encoder.tally.told()
+    rows = Rows(spool, range(len(spool)), packs=trainer.packing, length=length, seed=trainer.seed)
+    held_out: dict[str, Rows] = {}
+    for source in sources:
+        examples = _examples([source], folder, encoder, trainer.seed, held_out=True)
+        own = Spool(work / f"{source.name}.valid.tokens", examples)
+        if len(own):
+            held_out[source.name] = Rows(own, range(len(own)), packs=trainer.packing, length=length, seed=trainer.seed)
+    return Material(rows, held_out, told)
+
+
+def _examples(
+    sources: Sequence[Source], folder: Path, encoder: Encoder, seed: int, *, held_out: bool
+) -> Iterator[tuple[int, Example]]:
+    for source in sources:
+        data = source.data
+        splits = [Split(found_beside(name, folder), fraction=_fraction(data), seed=seed) for name in data.train_files]
+        if held_out and data.valid_files:
+            splits = [Split(path, valid=path) for name in data.valid_files for path in [found_beside(name, folder)]]
+        for split in splits:
+            records = split.held_out() if held_out else split.train()
+            yield from ((source.expert, example) for example in encoder.examples(records))
+
+
+def _fraction(data: Data) -> float:
+    return 0.0 if data.valid_files or data.fraction is None else data.fraction

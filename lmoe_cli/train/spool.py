@@ -1,0 +1,79 @@
+"""Examples as tokens in a file: read once, in the order of the data, and from then on at random.
+
+    token 31 bits, learned 1 bit, little-endian        one word per token, examples one after the other
+
+In memory are only where each example begins, and whose it is.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmoe_cli.data.examples import Example
+from lmoe_cli.files import NewFile
+
+LEARNED = 1 << 31
+IGNORED = -100
+"""Label of a token that is not to be predicted."""
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """One example, read back."""
+
+    tokens: Tensor
+    """(T,), int64."""
+    labels: Tensor
+    """(T,), int64: the token itself where it is to be predicted, else `IGNORED`."""
+    expert: int
+    """Whose data it is from; -1 for data of all."""
+
+
+class Spool:
+    """Examples in a file, by number.
+
+    Args:
+        path: Of the file; it must not exist. It is written whole before it is read.
+        examples: Whose data each is from, and the example.
+    """
+
+    def __init__(self, path: Path, examples: Iterable[tuple[int, Example]]) -> None:
+        self._starts = array("Q", [0])
+        self._experts = array("i")
+        with NewFile(path) as file:
+            for expert, example in examples:
+                words = np.array(example.tokens, dtype=np.uint32)
+                words |= np.where(np.array(example.learned), np.uint32(LEARNED), np.uint32(0))
+                file.write(words.astype("<u4").tobytes())
+                self._starts.append(self._starts[-1] + len(words))
+                self._experts.append(expert)
+        self._words = np.memmap(path, dtype="<u4", mode="r") if self._experts else np.empty(0, dtype="<u4")
+
+    def __len__(self) -> int:
+        return len(self._experts)
+
+    def length(self, number: int) -> int:
+        """Tokens of an example."""
+        return self._starts[number + 1] - self._starts[number]
+
+    def expert(self, number: int) -> int:
+        """Whose data an example is from; -1 for data of all."""
+        return self._experts[number]
+
+    @property
+    def tokens(self) -> int:
+        """Of all examples."""
+        return self._starts[-1]
+
+    def __getitem__(self, number: int) -> Spooled:
+        words = np.array(self._words[self._starts[number] : self._starts[number + 1]])
+        tokens = torch.from_numpy((words & (LEARNED - 1)).astype(np.int64))
+        learned = torch.from_numpy((words & LEARNED) != 0)
+        return Spooled(tokens, torch.where(learned, tokens, IGNORED), self._experts[number])

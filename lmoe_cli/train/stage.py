@@ -1,0 +1,191 @@
+"""One run of the optimiser: a base with experts and perhaps a gate on it, data, and a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lmoe_cli.bank.bank import Bank, build_bank
+from lmoe_cli.bank.blocks import block_names
+from lmoe_cli.engine.attach import attach, listen
+from lmoe_cli.engine.base_model import load_model, quietly
+from lmoe_cli.engine.device import DTYPES, choose_dtype
+from lmoe_cli.loadout.loadout import Loadout
+from lmoe_cli.loadout.trained import TrainedGate
+from lmoe_cli.router.arrow import directions
+from lmoe_cli.router.gate import Gate, read_gates
+from lmoe_cli.train.config import GateEntry, Schedule, Stage, TrainConfig, settled
+from lmoe_cli.train.trainable import TrainedSite, make_trainable, require_plain
+from lmoe_cli.train.trainee import Trainee
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+"""Our words → those of transformers."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained in one go."""
+
+    name: str
+    """Of its folder."""
+    stage: Stage
+    schedule: Schedule
+    experts: tuple[str, ...]
+
+
+def runs_of(config: TrainConfig, number: int) -> list[Run]:
+    """The runs of a stage: one, or one per expert."""
+    stage = config.stages[number]
+    schedule, names = settled(stage, config.trainer), tuple(config.experts)
+    title = f"stage-{number + 1}-{stage.train}"
+    if stage.train != "experts" or stage.together:
+        return [Run(title, stage, schedule, names)]
+    return [Run(f"{title}-{name}", stage, schedule, (name,)) for name in names]
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A base on a device, with what is trained on it."""
+
+    model: nn.Module
+    trainee: Trainee
+    bank: Bank
+    sites: Sequence[TrainedSite]
+    gates: Mapping[str, Gate]
+
+
+def assemble(
+    loadout: Loadout, run: Run, config: TrainConfig, device: torch.device, trained: TrainedGate | None
+) -> Assembly:
+    """Load the base and put the run's experts and gate onto it.
+
+    Args:
+        loadout: Of the run's experts.
+        run: What is trained.
+        config: Of the whole training.
+        device: Where.
+        trained: The gate of an earlier stage.
+
+    Raises:
+        UsageError: The experts are of a kind that is not trained.
+    """
+    trains_experts, has_gate = run.stage.train != "gate", run.stage.train != "experts"
+    if trains_experts:
+        require_plain(loadout)
+    precision = config.trainer.precision
+    wanted = "float32" if precision is None and loadout.base.runs_in == "float16" else precision
+    dtype = choose_dtype(wanted, loadout.base.runs_in, loadout.base.size, device)
+    loadout.fetch()
+    model = load_model(loadout.base, dtype=dtype, device=device)
+    entry = config.gate
+    bank = build_bank(model, loadout, DTYPES["float32"], entry.share if entry and has_gate else None)
+    bank.gates.set([1.0] * len(loadout.experts))
+    sites = make_trainable(model, bank, loadout) if trains_experts else []
+    gates = _gates(loadout, bank, entry, trained, device) if entry and has_gate else {}
+    for name, gate in gates.items():
+        bank.places[name].gates.route = gate
+    attach(model, bank.modules)
+    listen(model, bank.places)
+    if config.trainer.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    factors = {name: own for site in sites for name, own in site.parameters.items()}
+    sends = run.stage.train == "experts" and len(loadout.experts) > 1
+    trainee = Trainee(model, bank.gates, factors, gates, sends=sends)
+    _spare_the_base(trainee)
+    if config.trainer.shard:
+        shard(model)
+    return Assembly(model, trainee, bank, sites, gates)
+
+
+def _gates(
+    loadout: Loadout, bank: Bank, entry: GateEntry, trained: TrainedGate | None, device: torch.device
+) -> Mapping[str, Gate]:
+    if trained is not None:
+        order = [expert.name for expert in loadout.experts]
+        found = read_gates(trained, entry.settings, bank.places.values(), order, device)
+        for gate in found.values():
+            gate.requires_grad_()
+        return found
+    return {name: _fresh_gate(place, entry, len(loadout.experts)).to(device) for name, place in bank.places.items()}
+
+
+def _fresh_gate(place: Any, entry: GateEntry, count: int) -> Gate:
+    gate = Gate(place.width, count, entry.settings)
+    if entry.init == "arrow":
+        with torch.no_grad():
+            gate.weight[:count] = directions(place, count)
+    return gate
+
+
+def _spare_the_base(trainee: Trainee) -> None:
+    """Data-parallel processes load the same base: it is not sent around."""
+    base = [name for name, _ in trainee.named_parameters() if name.startswith("base.")]
+    base += [name for name, _ in trainee.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trainee, base)  # type: ignore[no-untyped-call]
+
+
+def shard(model: nn.Module) -> None:
+    """Spread the base's weights over all processes, block by block; each is gathered while it is computed with."""
+    from torch.distributed.fsdp import fully_shard
+
+    for name in block_names(model):
+        fully_shard(model.get_submodule(name))
+    fully_shard(model)
+
+
+def arguments(run: Run, config: TrainConfig, folder: Path, *, steps: int, held_out: bool, device: str | None) -> Any:
+    """What transformers' Trainer is told.
+
+    Args:
+        run: What is trained.
+        config: Of the whole training.
+        folder: For checkpoints.
+        steps: Of the optimiser in one pass over the data.
+        held_out: There is something to judge by.
+        device: ``cpu`` keeps it from a GPU.
+    """
+    from transformers import TrainingArguments
+
+    schedule, trainer = run.schedule, config.trainer
+    every = schedule.eval_every or schedule.save_every
+    when: dict[str, Any] = {"save_strategy": "epoch", "eval_strategy": "epoch" if held_out else "no"}
+    if every:
+        when = {"save_strategy": "steps", "save_steps": schedule.save_every or every}
+        when |= {"eval_strategy": "steps" if held_out else "no", "eval_steps": every}
+    if schedule.patience and held_out:
+        when |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+        when["save_steps"] = every or 500
+    total = schedule.steps or max(1, round((schedule.epochs or 1) * steps))
+    with quietly():
+        return TrainingArguments(
+            output_dir=str(folder),
+            max_steps=total,
+            per_device_train_batch_size=schedule.batch_size or 1,
+            per_device_eval_batch_size=schedule.batch_size or 1,
+            gradient_accumulation_steps=schedule.accumulate or 1,
+            learning_rate=schedule.learning_rate or 0,
+            weight_decay=schedule.weight_decay or 0,
+            max_grad_norm=schedule.clip or 0,
+            lr_scheduler_type={"cosine": "cosine", "linear": "linear"}.get(
+                schedule.schedule or "", "constant_with_warmup"
+            ),
+            warmup_steps=round((schedule.warmup or 0) * total),
+            save_total_limit=trainer.keep,
+            seed=trainer.seed,
+            logging_strategy="no",
+            report_to=["tensorboard"] if trainer.tensorboard else [],
+            use_cpu=device == "cpu",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            ddp_find_unused_parameters=run.stage.train == "experts",
+            ddp_broadcast_buffers=False,
+            average_tokens_across_devices=True,
+            **when,
+        )

@@ -1,0 +1,217 @@
+"""From a training config to a recipe that runs: the stages one after the other, each on what the last one left.
+
+OUT.work/       while it is trained: state.json, log.jsonl, a folder per run with its checkpoints and its results
+OUT/            when it is done, all at once: recipe.yaml, experts/NAME, router, log.jsonl, train-report.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmoe_cli import files
+from lmoe_cli.check import require
+from lmoe_cli.disk import writing
+from lmoe_cli.engine.base_model import load_tokenizer, quietly
+from lmoe_cli.engine.generate import context_of
+from lmoe_cli.errors import NotFoundError, ResourceError, UsageError
+from lmoe_cli.loadout.base import Base, read_base
+from lmoe_cli.loadout.loadout import Loadout, resolve
+from lmoe_cli.loadout.recipe import Recipe
+from lmoe_cli.loadout.trained import read_gate
+from lmoe_cli.source import Source, open_source
+from lmoe_cli.train.checkpoints import Seal, last_whole
+from lmoe_cli.train.config import TrainConfig
+from lmoe_cli.train.fresh import write_fresh
+from lmoe_cli.train.log import Log, Tell
+from lmoe_cli.train.loop import Loop
+from lmoe_cli.train.material import gather_material, hashes_of, sources_of
+from lmoe_cli.train.outcome import DONE, Left, write_outcome, write_results
+from lmoe_cli.train.stage import Run, arguments, assemble, runs_of
+
+STATE = "state.json"
+FRESH = "fresh"
+MAX_STATE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the user asked for."""
+
+    config: TrainConfig
+    folder: Path
+    """Of the config: where files that it names are looked for."""
+    out: Path
+    resume: bool = False
+    force: bool = False
+    device: str | None = None
+    token: str | None = None
+
+
+def train(order: Order, tell: Tell) -> dict[str, Any]:
+    """Train everything a config says.
+
+    Args:
+        order: What to train, and where to.
+        tell: On the first process, told of what happens.
+
+    Returns:
+        The report.
+
+    Raises:
+        UsageError: The output exists, or there is something unfinished there and ``resume`` is not set.
+        RefusedError: The experts do not fit the base.
+        InvalidFileError: Data is wrong.
+        ResourceError: Disk or memory is full. The last checkpoint is kept.
+        LmoeError: The loss is no number any more.
+    """
+    from accelerate import PartialState
+
+    files.refuse_existing(order.out, force=order.force)
+    processes = PartialState(cpu=order.device == "cpu")
+    work = order.out.with_name(f"{order.out.name}.work")
+    base = read_base(open_source(order.config.base, token=order.token, beside=order.folder))
+    data = hashes_of(order.config, order.folder)
+    left = Left(_adapters(order, work))
+    if processes.is_main_process:
+        _begin(order, work, data)
+        _write_fresh(order.config, work, base)
+    processes.wait_for_everyone()
+    for number in range(len(order.config.stages)):
+        for run in runs_of(order.config, number):
+            if not (work / run.name / DONE).is_dir():
+                _run(order, work, run, left, tell, processes)
+                processes.wait_for_everyone()
+            left = left.after(work / run.name / DONE, run)
+    report: dict[str, Any] = {}
+    if processes.is_main_process:
+        report = write_outcome(order.config, order.out, work, left, data, beside=order.folder, force=order.force)
+        files.remove_folder(work)
+    processes.wait_for_everyone()
+    return report
+
+
+def _adapters(order: Order, work: Path) -> dict[str, str]:
+    """Expert's name → the adapter that it begins with."""
+    return {name: expert.adapter or str(work / FRESH / name) for name, expert in order.config.experts.items()}
+
+
+def _write_fresh(config: TrainConfig, work: Path, base: Base) -> None:
+    for number, (name, expert) in enumerate(config.experts.items()):
+        if expert.adapter is None and not (work / FRESH / name).exists():
+            with files.new_folder(work / FRESH / name) as folder:
+                write_fresh(folder, base, expert, config.trainer.seed * 1009 + number)
+
+
+def _begin(order: Order, work: Path, data: Mapping[str, str]) -> None:
+    """Start a folder of work, or find that what stands there may be gone on with."""
+    told: dict[str, Any] = {
+        "config": order.config.model_dump(mode="json"),
+        "data": dict(data),
+        "threads": torch.get_num_threads(),
+    }
+    if not (work / STATE).is_file():
+        if order.resume:
+            hint = "leave --resume out to begin"
+            raise NotFoundError("nothing-to-resume", f"{work}: nothing was begun there", hint=hint, where=str(work))
+        files.write_file(work / STATE, json.dumps(told, indent=2).encode() + b"\n", force=True)
+        return
+    if not order.resume and not order.force:
+        message = f"{work}: a training was begun there and is not done"
+        raise UsageError("training-unfinished", message, hint="--resume goes on with it, --force begins again")
+    if not order.resume:
+        files.remove_folder(work)
+        files.write_file(work / STATE, json.dumps(told, indent=2).encode() + b"\n")
+        return
+    before = json.loads(files.read_bytes(work / STATE, MAX_STATE_BYTES))
+    changed = [f"config ({name})" for name, value in told["config"].items() if before["config"].get(name) != value]
+    changed += [name for name, digest in data.items() if before["data"].get(name) != digest]
+    if changed:
+        message = f"{work}: begun with another {', '.join(changed)}"
+        raise UsageError("resume-differs", message, hint="put back what was changed, or --force to begin again")
+
+
+def _run(order: Order, work: Path, run: Run, left: Left, tell: Tell, processes: Any) -> None:
+    """Train one run, or what is left of it, and leave its results in its folder."""
+    folder, config = work / run.name, order.config
+    loadout = _loadout(order, run, left)
+    with quietly(), _spools(folder, processes.process_index) as spools:
+        assembly = assemble(
+            loadout, run, config, processes.device, read_gate(_folder(left.gate)) if left.gate else None
+        )
+        limits = (context_of(assembly.model.config), _vocabulary(assembly.model))
+        tokenizer = load_tokenizer(loadout.base)
+        material = gather_material(sources_of(config, run.experts), config, order.folder, spools, tokenizer, limits)
+        batches = math.ceil(len(material.rows) / ((run.schedule.batch_size or 1) * processes.num_processes))
+        steps = max(1, batches // (run.schedule.accumulate or 1))
+        args = arguments(run, config, folder, steps=steps, held_out=bool(material.held_out), device=order.device)
+        begun, damaged = last_whole(folder)
+        log = Log(folder / "log.jsonl", tell, run.name, after=_step(begun), experts=run.experts)
+        if processes.is_main_process:
+            for path in damaged:
+                files.remove_folder(path)
+            log.begin(args.max_steps, material.told, damaged)
+        processes.wait_for_everyone()
+        rates = (run.schedule.learning_rate or 0.0, run.schedule.gate_learning_rate or 0.0)
+        loop = Loop(assembly.trainee, args, material.rows, material.held_out, run.stage, rates, log.tell, [Seal()])
+        with _room(folder):
+            loop.train(resume_from_checkpoint=str(begun) if begun else None)
+        metrics = loop.evaluate() if material.held_out else {}
+    if processes.is_main_process:
+        with files.new_folder(folder / DONE) as results:
+            write_results(results, assembly, loadout, config, log.summary(metrics))
+        for path in folder.glob("checkpoint-*"):
+            files.remove_folder(path)
+
+
+def _loadout(order: Order, run: Run, left: Left) -> Loadout:
+    experts = {name: {"adapter": left.adapters[name]} for name in run.experts}
+    recipe = Recipe.model_validate({"base": order.config.base, "experts": experts})
+    loadout = resolve(recipe, "the training config", beside=order.folder, token=order.token)
+    require(loadout)
+    return loadout
+
+
+@contextmanager
+def _spools(folder: Path, process: int) -> Iterator[Path]:
+    """A folder for tokenised data, gone afterwards."""
+    place = folder / f"data-{process}"
+    if place.exists():
+        files.remove_folder(place)
+    files.make_folder(place)
+    try:
+        yield place
+    finally:
+        files.remove_folder(place)
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Tell a full disk as such, whichever library writes."""
+    try:
+        with writing(folder):
+            yield
+    except RuntimeError as error:  # torch's writer of archives says it in its own way
+        if "PytorchStreamWriter" not in str(error) and "No space left" not in str(error):
+            raise
+        hint = "free some space, then --resume: the last whole checkpoint is kept"
+        raise ResourceError("disk-full", f"{folder}: a checkpoint could not be written", hint=hint) from error
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _folder(path: Path) -> Source:
+    return open_source(str(path))
+
+
+def _step(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
