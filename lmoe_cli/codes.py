@@ -232,6 +232,9 @@ ROUTERS = {
     "router-dynamic": _error(
         "The router decides per prompt or token, and fixed weights are asked for.", "`lmoe bake --mean-gates`."
     ),
+    "router-broken": _error(
+        "The code of a plug-in's router cannot be imported, or is not what its settings say.", "Update its package."
+    ),
     "routed-in-part": _note("Embeddings and whole modules of an expert have no gates of their own: its weight acts."),
     "examples-missing": _error(
         "An encoder compares prompts with texts, and an expert has none.",
@@ -256,6 +259,26 @@ DATA = {
         "and what follows.",
         "Mark it with `{% generation %}`.",
     ),
+}
+
+TRAIN = {
+    "train-config-invalid": _error("A training config is not what one may say.", "See the line and the hint."),
+    "train-unsupported": _error(
+        "An expert holds more than plain LoRA on linear layers, which is not trained.",
+        "`train: gate` keeps it as it is.",
+    ),
+    "targets-missing": _error("The base has no linear layers of those names.", "See its layers in the hint."),
+    "training-unfinished": _error("A training was begun there and is not done.", "`--resume`, or `--force`."),
+    "nothing-to-resume": _error("No training was begun there.", "Leave `--resume` out."),
+    "resume-differs": _error("The config or the data changed since the training began.", "Put back what was changed."),
+    "loss-not-finite": _error(
+        "The loss became NaN or infinite. The last checkpoint is kept.", "A lower learning rate, then `--resume`."
+    ),
+    "routing-collapsed": _warning(
+        "Nearly all tokens go to one expert.", "Raise `balance`, or train experts longer before the gate."
+    ),
+    "checkpoint-damaged": _warning("A checkpoint was cut short.", "Nothing to do: an earlier one is gone on with."),
+    "data-cut": _note("Records were longer than `max_length`."),
 }
 
 BAKE = {
@@ -312,4 +335,6 @@ USE = {
     "bug": _error("A fault of lmoe itself.", "Run it again with `--debug` and report what it prints."),
 }
 
-CODES: dict[str, Code] = FILES | HUB | ADAPTERS | RECIPES | BASES | FIT | RUN | ROUTERS | DATA | BAKE | SIMILARITY | USE
+CODES: dict[str, Code] = (
+    FILES | HUB | ADAPTERS | RECIPES | BASES | FIT | RUN | ROUTERS | TRAIN | DATA | BAKE | SIMILARITY | USE
+)

@@ -198,9 +198,9 @@ def plugin_settings(type_: str) -> type[RouterSettings]:
 def _broken(point: EntryPoint, reason: str) -> PydanticCustomError:
     brought = f" of the package {point.dist.name}" if point.dist else ""
     words = {"hint": f"update{brought.replace(' of', '')}, or use another router"}
-    # Written as a template by pydantic, in which braces stand for words.
-    message = f"the router '{point.name}'{brought} is broken: {point.value} {reason}".replace("{", "(")
-    return PydanticCustomError("router_broken", message, words)
+    return PydanticCustomError(
+        "router_broken", f"the router '{point.name}'{brought} is broken: {point.value} {reason}", words
+    )
 
 
 def _tag(value: Any) -> str:

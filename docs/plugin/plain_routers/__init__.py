@@ -1,0 +1,1 @@
+"""Two plain routers, as an example of how a package brings some."""
