@@ -8,13 +8,16 @@ import click
 
 
 @click.command()
+@click.argument("kind", type=click.Choice(["loadout", "train"]), default="loadout")
 @click.option("--json", "as_json", is_flag=True, help="The schema is JSON with or without this.")
-def schema(as_json: bool) -> None:
-    """Print the JSON Schema of recipes.
+def schema(kind: str, as_json: bool) -> None:
+    """Print the JSON Schema of recipes, or of training configs.
 
-    Editors with a YAML language server check and complete recipes whose first line names it.
+    Editors with a YAML language server check and complete files whose first line names it.
     """
     del as_json
-    from lmoe_cli.loadout.schema import recipe_schema
-
-    click.echo(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+    if kind == "train":
+        from lmoe_cli.train.config import train_schema as made
+    else:
+        from lmoe_cli.loadout.schema import recipe_schema as made
+    click.echo(json.dumps(made(), indent=2, ensure_ascii=False))

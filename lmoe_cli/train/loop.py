@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from lmoe_cli import files
 from lmoe_cli.checkpoint.header import read_header
@@ -65,11 +65,13 @@ class Loop(Trainer):  # type: ignore[misc]
         )
         self.optimizer: Any
         self.control: Any
+        self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._trainee, self._rows, self._held_out, self._stage, self._rates = trainee, rows, held_out, stage, rates
         self._tell = tell
         self._pending: list[tuple[Losses, int]] = []
+        self._judged: tuple[int, dict[str, float]] | None = None
         self._started = time.perf_counter()
 
     # -- the loss
@@ -138,6 +140,8 @@ class Loop(Trainer):  # type: ignore[misc]
     def evaluate(self, *words: Any, **named: Any) -> dict[str, float]:
         """Mean nats per token of what is held out, overall and by name."""
         self._flush()
+        if self._judged is not None and self._judged[0] == self.state.global_step:
+            return self._judged[1]
         self.model.eval()
         sums: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -163,6 +167,7 @@ class Loop(Trainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.is_world_process_zero():
             self._tell({"step": self.state.global_step, "eval": metrics})
+        self._judged = (self.state.global_step, metrics)
         return metrics
 
     # -- checkpoints
@@ -188,6 +193,7 @@ class Loop(Trainer):  # type: ignore[misc]
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
+            self._judged = None
 
 
 def _memory() -> int:

@@ -166,7 +166,8 @@ def write_outcome(
         files.write_file(folder / "log.jsonl", log)
         files.write_file(folder / "recipe.yaml", recipe_text(recipe).encode())
         files.write_file(folder / files.TRAINED, json.dumps(report, indent=2).encode() + b"\n")
-    return report
+    wrote = ["recipe.yaml", *sorted(name for name in ("experts", "router") if (out / name).is_dir())]
+    return {**report, "wrote": wrote}
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lmoe_cli import files
 from lmoe_cli.check import require
 from lmoe_cli.disk import writing
@@ -115,7 +113,6 @@ def _begin(order: Order, work: Path, data: Mapping[str, str]) -> None:
     told: dict[str, Any] = {
         "config": order.config.model_dump(mode="json"),
         "data": dict(data),
-        "threads": torch.get_num_threads(),
     }
     if not (work / STATE).is_file():
         if order.resume:
