@@ -11,6 +11,7 @@ from lmoe_cli.chat.quoted import message
 from lmoe_cli.chat.session import CONTINUES, Session
 from lmoe_cli.errors import UsageError
 from lmoe_cli.findings import RefusedError
+from lmoe_cli.loadout.routers import Scope
 from lmoe_cli.loadout.text import parse_yaml
 
 # -- weights
@@ -77,10 +78,23 @@ def base(session: Session, _: str) -> Iterator[Event]:
 
 
 def route(session: Session, argument: str) -> Iterator[Event]:
-    """Say that there is nothing to show."""
-    del argument
-    type_ = session.engine.loadout.recipe.router.type
-    yield Note(f"the gates of the router '{type_}' are the same for every token: there is no route to show")
+    """Show what the router chose, or no longer, or say whether it is shown."""
+    if argument not in ("on", "off", ""):
+        raise UsageError("usage", f"/route {argument}: not on or off", hint="/route on")
+    settings = session.engine.loadout.recipe.router
+    if settings.scope == "fixed" and argument != "off":
+        message = f"the gates of the router '{settings.type}' are the same for every token: there is no route to show"
+        yield Note(f"{message}; /w shows the weights")
+        return
+    if argument:
+        session.shows_route = argument == "on"
+    yield Note(_shown(settings.scope) if session.shows_route else "what the router chooses is not shown")
+
+
+def _shown(scope: Scope) -> str:
+    if scope == "prompt":
+        return "after each answer: how much say each expert had in it, by its prompt"
+    return "each token by the expert with most say in it, and after each answer the shares of all"
 
 
 # -- the conversation

@@ -14,7 +14,7 @@ from lmoe_cli.chat.session import Session
 from lmoe_cli.errors import LmoeError, NotFoundError
 from lmoe_cli.findings import RefusedError, from_error
 
-Kind = Literal["nothing", "weights", "expert", "setting", "file"]
+Kind = Literal["nothing", "weights", "expert", "setting", "file", "switch"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ _ALL = (
     Command("/mute", "NAME", "mute an expert, or bring it back", actions.mute, "expert", at_once=True),
     Command("/base", "", "mute all experts, or bring them back", actions.base, at_once=True),
     Command("/ab", "TEXT", "answer under the blend and under the base, and forget both", actions.compare),
-    Command("/route", "on|off", "show what the router chose for each token", actions.route, at_once=True),
+    Command("/route", "[on|off]", "show what the router chose for each token", actions.route, "switch", at_once=True),
     Command("/set", "[KEY [VALUE]]", "change a sampling setting, or show them", actions.set_, "setting", at_once=True),
     Command("/system", "[TEXT]", "set the system message, or drop it", actions.system, at_once=True),
     Command("/show", "", "what is loaded, and every setting", actions.show, at_once=True),

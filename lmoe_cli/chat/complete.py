@@ -36,6 +36,8 @@ def completions(session: Session, before: str) -> list[str] | None:
             offered = list(session.settings)
         case "setting" if words[1] == "on_change":
             offered = list(ON_CHANGE)
+        case "switch" if len(words) == 2:
+            offered = ["on", "off"]
         case "file":
             return None
         case _:

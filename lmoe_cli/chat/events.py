@@ -15,6 +15,8 @@ class Text:
     """The next piece of an answer."""
 
     text: str
+    expert: str | None = None
+    """Who has most say in it, where that is shown and an expert has."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Answer:
     timings: Timings
     weights: Mapping[str, float]
     """In force at its end; empty where the base answered alone."""
+    shares: Mapping[str, float] | None = None
+    """How much say each expert had in its tokens, where that is shown; see `lmoe_cli.engine.say`."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,13 @@ class Heading:
 
 
 @dataclass(frozen=True)
+class Letters:
+    """What stands for each expert in what follows."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Facts:
     """Names and values."""
 
@@ -55,7 +66,7 @@ class Leave:
     """The user wants to go."""
 
 
-Event = Text | Answer | Note | Heading | Facts | Finding | Leave
+Event = Text | Answer | Note | Heading | Letters | Facts | Finding | Leave
 
 
 def weights_text(weights: Mapping[str, float]) -> str:

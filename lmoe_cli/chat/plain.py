@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lmoe_cli.chat.actions import greeting
 from lmoe_cli.chat.commands import handle
-from lmoe_cli.chat.events import Answer, Event, Leave, Text
+from lmoe_cli.chat.events import Answer, Event, Leave, Letters, Text
 from lmoe_cli.chat.lines import printable
 from lmoe_cli.chat.quoted import is_open
 from lmoe_cli.chat.session import Session
@@ -55,6 +55,8 @@ def _show(event: Event, talk: Console) -> None:
     if isinstance(event, Answer):
         sys.stdout.write("\n")
         sys.stdout.flush()
+    if isinstance(event, Letters):  # stdout holds answers and nothing else: there are no letters in them
+        return
     if (shown := rendered(event)) is not None:
         talk.print(shown)
 

@@ -49,7 +49,7 @@ def make_application(
     buffer: Buffer,
     keys: KeyBindings,
     *,
-    tail: Callable[[], str],
+    tail: Callable[[], AnyFormattedText],
     bar: Callable[[], AnyFormattedText],
     hint: Callable[[], str],
 ) -> Application[None]:

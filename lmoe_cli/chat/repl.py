@@ -24,6 +24,7 @@ from lmoe_cli.chat.bar import weights_bar
 from lmoe_cli.chat.commands import acts_at_once, handle
 from lmoe_cli.chat.complete import SessionCompleter
 from lmoe_cli.chat.events import Answer, Event, Leave, Note, Text
+from lmoe_cli.chat.painter import Painter, fragment_style
 from lmoe_cli.chat.prompt import CONTINUED, PROMPT, make_application
 from lmoe_cli.chat.quoted import is_open
 from lmoe_cli.chat.screen import Screen
@@ -49,10 +50,9 @@ class Repl:
         self.buffer = Buffer(
             completer=SessionCompleter(session), history=history, accept_handler=self._accept, multiline=True
         )
-        self.app = make_application(
-            self.buffer, self._keys(), tail=lambda: self.screen.tail, bar=self._bar, hint=self._hint
-        )
+        self.app = make_application(self.buffer, self._keys(), tail=self._tail, bar=self._bar, hint=self._hint)
         self.screen = Screen(self.app, Console(highlight=False))
+        self._painter = Painter(lambda: self.session.engine.bank.names, is_coloured=self.screen.is_coloured)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._jobs: list[Future[None]] = []
         self._is_ascii = not self.app.output.encoding().lower().startswith("utf")
@@ -125,14 +125,19 @@ class Repl:
     def _show(self, events: Iterable[Event]) -> None:
         for event in events:
             if isinstance(event, Text):
-                self.screen.text(event.text)
+                for text, style in self._painter.add(event):
+                    self.screen.text(text, style)
                 continue
             if isinstance(event, Answer):
+                self.screen.text(self._painter.end())
                 self.screen.end()
             if isinstance(event, Leave):
                 self._leave()
             elif (shown := rendered(event)) is not None:
                 self.screen.print(shown)
+
+    def _tail(self) -> AnyFormattedText:
+        return [(fragment_style(style), text) for style, text in self.screen.tail.runs]
 
     def _bar(self) -> AnyFormattedText:
         mixer, speed = self.session.mixer, self.session.speed

@@ -8,8 +8,9 @@ from contextlib import suppress
 
 from prompt_toolkit.application import Application
 from rich.console import Console, RenderableType
+from rich.text import Text
 
-from lmoe_cli.chat.lines import Lines
+from lmoe_cli.chat.lines import Line, Lines
 
 HOLD, SHOW = "\x1b[?2026h", "\x1b[?2026l"
 """Synchronised output: terminals that know it draw what lies between at once; others ignore it."""
@@ -24,7 +25,7 @@ class Screen:
     """
 
     def __init__(self, app: Application[None], console: Console) -> None:
-        self.tail = ""
+        self.tail = Line.of("", ())
         """What the prompt's area shows of the answer."""
         self._app = app
         self._console = console
@@ -38,10 +39,19 @@ class Screen:
     def columns(self) -> int:
         return self._app.output.get_size().columns
 
-    def text(self, piece: str) -> None:
-        """Print the next piece of an answer."""
+    @property
+    def is_coloured(self) -> bool:
+        return self._console.color_system is not None and not self._console.no_color
+
+    def text(self, piece: str, style: str = "") -> None:
+        """Print the next piece of an answer.
+
+        Args:
+            piece: As it came.
+            style: A colour by rich's name, or none.
+        """
         with self._lock:
-            self._add(self._lines.add(piece))
+            self._add(self._lines.add(piece, style))
 
     def end(self) -> None:
         """Complete the last line of an answer."""
@@ -64,9 +74,16 @@ class Screen:
             self._write()
         self._release(self._app)
 
-    def _add(self, lines: Sequence[str]) -> None:
-        self._pending += "".join(f"{line}\n" for line in lines)
+    def _add(self, lines: Sequence[Line]) -> None:
+        self._pending += "".join(f"{self._painted(line)}\n" for line in lines)
         self._schedule()
+
+    def _painted(self, line: Line) -> str:
+        if not any(line.styles):
+            return line
+        with self._console.capture() as captured:
+            self._console.print(Text.assemble(*((text, style) for style, text in line.runs)), end="", soft_wrap=True)
+        return captured.get()
 
     def _schedule(self) -> None:
         loop = self._app.loop

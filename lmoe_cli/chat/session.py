@@ -16,12 +16,13 @@ from typing import Any, Literal
 import torch
 
 from lmoe_cli import files
-from lmoe_cli.chat.events import Answer, Event, Heading, Note, Text, weights_text
+from lmoe_cli.chat.events import Answer, Event, Heading, Letters, Note, Text, weights_text
 from lmoe_cli.chat.mixer import Mixer
 from lmoe_cli.engine.cache import KeyValues
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.engine.generate import Finish, Generation
 from lmoe_cli.engine.sampling import Sampling
+from lmoe_cli.engine.say import Say
 from lmoe_cli.errors import LmoeError, ResourceError, UsageError
 from lmoe_cli.findings import Finding
 from lmoe_cli.loadout.loadout import Loadout
@@ -64,6 +65,8 @@ class Session:
         self.exchanges: list[Exchange] = []
         self.answers: list[Answer] = []
         """All that were given, also those that are no longer part of the conversation."""
+        self.shows_route = False
+        """Tell how much say experts have in what is answered."""
         self._outside = outside
         self._stop = threading.Event()
         self._generation: Generation | None = None
@@ -75,6 +78,7 @@ class Session:
         self.mixer = Mixer(engine)
         self.chat = engine.loadout.recipe.chat
         self.values = engine.key_values()
+        self._told_letters = False
 
     # -- answers
 
@@ -103,7 +107,7 @@ class Session:
         yield Heading("base")
         with self.engine.alone():
             told = yield from self._stream(messages, sampling, self.engine.key_values())
-        yield replace(told, weights={})
+        yield replace(told, weights={}, shares=None)
 
     @property
     def speed(self) -> float:
@@ -132,14 +136,22 @@ class Session:
     def _stream(self, messages: list[Message], sampling: Sampling, values: KeyValues) -> Generator[Event, None, Answer]:
         generation = self._generation = self.engine.stream(messages, sampling, values)
         finish: Finish | Literal["interrupted"] = "interrupted"
+        say = Say(self.engine) if self.shows_route else None
+        if say and say.is_of_tokens and not self._told_letters:
+            self._told_letters = True
+            yield Letters(say.names)
+        told = 0
         try:
-            for piece in generation:
+            for piece, leader in say.followed(generation) if say else ((piece, None) for piece in generation):
                 if piece.text:
-                    yield Text(piece.text)
+                    told += len(piece.text)
+                    yield Text(piece.text, leader)
                 if piece.finish:
                     finish = piece.finish
                 elif self._stop.is_set():
                     break
+            if told < len(generation.text):
+                yield Text(generation.text[told:])
         except (RuntimeError, MemoryError) as error:
             is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
             if not is_memory:
@@ -147,9 +159,10 @@ class Session:
             values.clear()
             message = "not enough memory for a conversation this long"
             raise ResourceError("out-of-memory", message, hint="/clear, or /undo") from error
-        told = Answer(generation.text, finish, generation.timings, self.mixer.weights)
-        self.answers.append(told)
-        return told
+        shares = say.shares if say else None
+        answer = Answer(generation.text, finish, generation.timings, self.mixer.weights, shares)
+        self.answers.append(answer)
+        return answer
 
     # -- the conversation
 

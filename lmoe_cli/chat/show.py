@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from rich.console import RenderableType
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text as Styled
 
-from lmoe_cli.chat.events import Answer, Event, Facts, Heading, Note, weights_text
+from lmoe_cli.chat.events import Answer, Event, Facts, Heading, Letters, Note, weights_text
+from lmoe_cli.chat.legend import Legend
+from lmoe_cli.engine.legend import NOBODY
 from lmoe_cli.findings import Finding
 
+BAR = 24
+"""Columns of a bar of shares."""
 COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 ENDS = {"interrupted": "stopped", "length": "cut off", "context": "context full"}
 
@@ -21,7 +27,10 @@ def rendered(event: Event) -> RenderableType | None:
         case Heading(text):
             return Styled(f"\n{text}", style="bold")
         case Answer():
-            return Styled(status(event), style="dim")
+            line = Styled(status(event), style="dim")
+            return line if event.shares is None else Group(_shares(event.shares), line)
+        case Letters(names):
+            return Legend(names).line()
         case Finding():
             return _finding(event)
         case Facts(title, rows):
@@ -39,6 +48,15 @@ def status(answer: Answer) -> str:
         ENDS.get(answer.finish, ""),
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _shares(shares: Mapping[str, float]) -> Styled:
+    """The bar after an answer: letters as long as each expert's share, and the numbers."""
+    legend = Legend(list(shares))
+    told = [legend.name(name).append(f" {share:.0%}") for name, share in shares.items()]
+    if (rest := 1 - sum(shares.values())) > 0.005:
+        told.append(Styled(f"{NOBODY} base {rest:.0%}", style="dim"))
+    return Styled("  ").join([legend.bar(shares, BAR), *told])
 
 
 def _finding(found: Finding) -> Styled:

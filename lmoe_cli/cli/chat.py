@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,8 +14,8 @@ import click
 
 from lmoe_cli.cli import params
 from lmoe_cli.cli.output import Output, size
-from lmoe_cli.cli.progress import bar
-from lmoe_cli.errors import InvalidFileError, UsageError
+from lmoe_cli.cli.placing import Placing, checked, piped, started
+from lmoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from lmoe_cli.chat.session import Session
@@ -27,7 +27,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 EMBEDDED = Path(__file__).parents[1] / "chat" / "battlemage.yaml"
 """The loadout that answers where none is named."""
-MAX_PROMPT_BYTES = 16 << 20
 
 
 def sampling(function: F) -> F:
@@ -52,24 +51,11 @@ def sampling(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
-class Placing:
-    """Where and how a loadout is to be loaded, whichever it is."""
-
-    device: str | None
-    dtype: str | None
-    quantize: str | None
-    compiles: bool
-    token: str | None
-    trust_remote_code: bool
-    settings: dict[str, Any]
-    """Of the recipe's ``chat:``, given on the command line."""
-
-
 @click.command()
 @click.option("--loadout", type=click.Path(path_type=Path), metavar="FILE", help="Recipe; the embedded battle-mage.")
 @params.blend
 @click.option("--prompt", type=params.TEXT, metavar="TEXT", help="Answer this once; so does text on stdin.")
+@click.option("--without", type=params.TEXT, metavar="NAME", help="Answer once without this expert: its weight is 0.")
 @sampling
 @click.option("--device", help="cpu, cuda, cuda:1, mps; the best there is when left out.")
 @click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the weights.")
@@ -82,6 +68,7 @@ def chat(
     loadout: Path | None,
     blend: params.Blend,
     prompt: str | None,
+    without: str | None,
     settings: dict[str, Any],
     device: str | None,
     dtype: str | None,
@@ -98,18 +85,20 @@ def chat(
     """
     chosen = [loadout] if loadout else [] if blend.is_given else [EMBEDDED]
     (request,) = params.requests(chosen, blend)
-    text = _prompt(prompt, out)
-    placing = Placing(device, dtype, quantize, compiles, token, trust_remote_code, settings)
-    found, findings = _checked(request, placing)
+    text = _prompt(prompt, without, out)
+    placing = Placing(device, dtype, quantize, token, trust_remote_code, compiles, settings)
+    found, findings = checked(request, placing)
+    if without is not None:
+        found.expert(without)
     out.warn(findings)
     session = _session(found, placing, out)
     if text is None:
         _converse(session)
     else:
-        _answer(session, text, findings, out)
+        _answer(session, text, without, findings, out)
 
 
-def _prompt(prompt: str | None, out: Output) -> str | None:
+def _prompt(prompt: str | None, without: str | None, out: Output) -> str | None:
     """What to answer once; None for a conversation.
 
     Raises:
@@ -118,46 +107,14 @@ def _prompt(prompt: str | None, out: Output) -> str | None:
     if prompt is None and sys.stdin.isatty():
         if out.as_json:
             raise UsageError("usage", "--json answers once", hint="add --prompt TEXT, or pipe a text in")
+        if without is not None:
+            hint = "add --prompt TEXT, or pipe a text in; /mute NAME does it in a conversation"
+            raise UsageError("usage", "--without answers once", hint=hint)
         return None
-    text = _piped() if prompt is None else prompt
+    text = piped() if prompt is None else prompt
     if not text.strip():
         raise UsageError("prompt-empty", "there is no text to answer", hint="--prompt TEXT, or pipe a text in")
     return text
-
-
-def _piped() -> str:
-    from lmoe_cli.files import reading
-
-    with reading(Path("stdin")):
-        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-    if len(data) > MAX_PROMPT_BYTES:
-        raise UsageError("usage", f"more than {MAX_PROMPT_BYTES} bytes on stdin", hint="shorten the text")
-    try:
-        return data.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UsageError("usage", f"byte {error.start} of stdin is not UTF-8", hint="convert the text") from error
-
-
-def _checked(request: params.Request, placing: Placing) -> tuple[Loadout, Sequence[Finding]]:
-    """Read a recipe and find its parts, as far as that needs no weights.
-
-    Raises:
-        RefusedError: The parts do not fit.
-        InvalidFileError: The base has no tokenizer.
-    """
-    from lmoe_cli.check import require
-    from lmoe_cli.loadout.loadout import resolve
-
-    recipe = request.recipe()
-    if placing.settings:
-        recipe = recipe.model_copy(update={"chat": recipe.chat.with_(**placing.settings)})
-    found = resolve(recipe, request.origin, beside=request.beside, token=placing.token)
-    findings = require(found, trust_remote_code=placing.trust_remote_code).findings
-    for item in findings:
-        if item.code == "tokenizer-missing":
-            hint = "put the tokenizer files of the original model into its folder"
-            raise InvalidFileError(item.code, item.message, hint=hint, where=item.where)
-    return found, findings
 
 
 def _session(found: Loadout, placing: Placing, out: Output) -> Session:
@@ -166,25 +123,10 @@ def _session(found: Loadout, placing: Placing, out: Output) -> Session:
 
     def load(path: Path) -> tuple[Engine, Sequence[Finding]]:
         (request,) = params.requests([path], params.Blend(None, (), ()))
-        other, findings = _checked(request, placing)
-        return _engine(other, placing, Output(out.command, quiet=True)), findings
+        other, findings = checked(request, placing)
+        return started(other, placing, Output(out.command, quiet=True)), findings
 
-    return Session(_engine(found, placing, out), Outside(load, _bake))
-
-
-def _engine(found: Loadout, placing: Placing, out: Output) -> Engine:
-    from lmoe_cli.engine.build import start
-
-    with bar(out, "fetching") as fetched:
-        return start(
-            found,
-            device=placing.device,
-            dtype=placing.dtype,
-            quantize=placing.quantize,
-            compiles=placing.compiles,
-            trust_remote_code=placing.trust_remote_code,
-            progress=fetched,
-        )
+    return Session(started(found, placing, out), Outside(load, _bake))
 
 
 def _bake(found: Loadout, folder: Path, advance: Callable[[int], None]) -> str:
@@ -194,30 +136,34 @@ def _bake(found: Loadout, folder: Path, advance: Callable[[int], None]) -> str:
     return f"{folder}: {size(report['bytes'])} in {report['seconds']:.1f} s; lmoe chat --base {folder}"
 
 
-def _answer(session: Session, text: str, findings: Sequence[Finding], out: Output) -> None:
+def _answer(session: Session, text: str, left_out: str | None, findings: Sequence[Finding], out: Output) -> None:
     """Answer once. On a terminal the answer streams; anywhere else it comes whole."""
     from lmoe_cli.chat.events import Answer, Note, Text
     from lmoe_cli.chat.lines import printable
     from lmoe_cli.chat.session import CONTINUES
     from lmoe_cli.chat.show import status
+    from lmoe_cli.engine.without import without
 
     if not session.engine.has_template:
         out.say(CONTINUES)
     streams = sys.stdout.isatty() and not out.as_json
-    for event in session.answer(text):
-        match event:
-            case Text(piece) if streams:
-                click.echo(printable(piece), nl=False)
-            case Note(note):
-                out.say(note)
-            case Answer(answer, finish, timings, weights):
-                if not out.as_json:
-                    click.echo("" if streams else answer)
-                if out.verbose:
-                    out.say(status(event))
-                told = {**asdict(timings), "tokens_per_s": timings.tokens_per_s}
-                data = {"text": answer, "weights": weights, "tokens": timings.new_tokens, "finish": finish}
-                out.finish({**data, "timings": told}, findings)
+    names = [left_out] if left_out is not None else []
+    with without(session.engine, *names):
+        for event in session.answer(text):
+            match event:
+                case Text(piece) if streams:
+                    click.echo(printable(piece), nl=False)
+                case Note(note):
+                    out.say(note)
+                case Answer(answer, finish, timings):
+                    if not out.as_json:
+                        click.echo("" if streams else answer)
+                    if out.verbose:
+                        out.say(status(event))
+                    told = {**asdict(timings), "tokens_per_s": timings.tokens_per_s}
+                    weights = {**event.weights, **dict.fromkeys(names, 0.0)}
+                    data = {"text": answer, "weights": weights, "tokens": timings.new_tokens, "finish": finish}
+                    out.finish({**data, "timings": told}, findings)
 
 
 def _converse(session: Session) -> None:

@@ -81,7 +81,7 @@ class Generation:
         self.text = ""
         self._values, self._sampling, self._still = values, sampling, still
         self._ends, self._context = ends, context
-        self._decoder = _Decoder(decode, self.prompt[-1:] if continues else [])
+        self._decoder = Decoder(decode, self.prompt[-1:] if continues else [])
         self._started = time.perf_counter()
         self._first = self._last = self._started
         self._reused = 0
@@ -128,8 +128,13 @@ class Generation:
             if finish:
                 return
 
+    def read(self) -> None:
+        """Let the model read the last token, too, as it would to write another one."""
+        with self._still() as blend:
+            self._values.logits(self.prompt + self.new, blend)
 
-class _Decoder:
+
+class Decoder:
     """Text of tokens as they come; holds back what is not yet a whole character.
 
     Args:
@@ -144,6 +149,7 @@ class _Decoder:
         self._window = 0
 
     def add(self, token: int) -> str:
+        """The text that one more token adds."""
         self._tokens.append(token)
         text = self._tail()
         if text.endswith("�"):
@@ -152,6 +158,7 @@ class _Decoder:
         return text
 
     def rest(self) -> str:
+        """What was held back, when no token follows."""
         text = self._tail() if self._done < len(self._tokens) else ""
         self._done = len(self._tokens)
         return text
