@@ -20,6 +20,7 @@ from lmoe_cli.loadout.loadout import Loadout
 from lmoe_cli.loadout.trained import TrainedGate
 from lmoe_cli.router.arrow import directions
 from lmoe_cli.router.gate import Gate, read_gates
+from lmoe_cli.train.checkpoints import Seal
 from lmoe_cli.train.config import GateEntry, Schedule, Stage, TrainConfig, settled
 from lmoe_cli.train.trainable import TrainedSite, make_trainable, require_plain
 from lmoe_cli.train.trainee import Trainee
@@ -137,6 +138,14 @@ def shard(model: nn.Module) -> None:
     for name in block_names(model):
         fully_shard(model.get_submodule(name))
     fully_shard(model)
+
+
+def callbacks_of(run: Run, *, held_out: bool) -> list[Any]:
+    """What watches a run beside its log."""
+    from transformers import EarlyStoppingCallback
+
+    patience = run.schedule.patience
+    return [Seal(), *([EarlyStoppingCallback(patience)] if patience and held_out else [])]
 
 
 def arguments(run: Run, config: TrainConfig, folder: Path, *, steps: int, held_out: bool, device: str | None) -> Any:

@@ -25,14 +25,14 @@ from lmoe_cli.loadout.loadout import Loadout, resolve
 from lmoe_cli.loadout.recipe import Recipe
 from lmoe_cli.loadout.trained import read_gate
 from lmoe_cli.source import Source, open_source
-from lmoe_cli.train.checkpoints import Seal, last_whole
+from lmoe_cli.train.checkpoints import last_whole
 from lmoe_cli.train.config import TrainConfig
 from lmoe_cli.train.fresh import write_fresh
 from lmoe_cli.train.log import Log, Tell
 from lmoe_cli.train.loop import Loop
 from lmoe_cli.train.material import gather_material, hashes_of, sources_of
 from lmoe_cli.train.outcome import DONE, Left, write_outcome, write_results
-from lmoe_cli.train.stage import Run, arguments, assemble, runs_of
+from lmoe_cli.train.stage import Run, arguments, assemble, callbacks_of, runs_of
 
 STATE = "state.json"
 FRESH = "fresh"
@@ -157,7 +157,16 @@ def _run(order: Order, work: Path, run: Run, left: Left, tell: Tell, processes: 
             log.begin(args.max_steps, material.told, damaged)
         processes.wait_for_everyone()
         rates = (run.schedule.learning_rate or 0.0, run.schedule.gate_learning_rate or 0.0)
-        loop = Loop(assembly.trainee, args, material.rows, material.held_out, run.stage, rates, log.tell, [Seal()])
+        loop = Loop(
+            assembly.trainee,
+            args,
+            material.rows,
+            material.held_out,
+            run.stage,
+            rates,
+            log.tell,
+            callbacks_of(run, held_out=bool(material.held_out)),
+        )
         with _room(folder):
             loop.train(resume_from_checkpoint=str(begun) if begun else None)
         metrics = loop.evaluate() if material.held_out else {}

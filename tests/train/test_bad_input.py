@@ -1,0 +1,157 @@
+"""What is wrong with a config or its data is said before anything is trained, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+from laws.cases import case
+from train.made import config, run, write_data
+
+from lmoe_cli.errors import LmoeError
+from lmoe_cli.findings import RefusedError
+from lmoe_cli.train.config import read_config
+
+EXPERTS = [{"train": "experts", "steps": 2}]
+
+
+def line(*messages):
+    return json.dumps({"messages": [{"role": role, "content": content} for role, content in messages]}) + "\n"
+
+
+GOOD = line(("user", "add 1"), ("assistant", "2"))
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ("", "data-empty"),
+        ("not json\n", "data-invalid"),
+        (GOOD + "[1, 2]\n", "data-invalid"),
+        (GOOD + line(("robot", "hi"), ("assistant", "yes")), "data-role"),
+        (GOOD + line(("user", "hi")), "data-unanswered"),
+        (json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "split": "test"}) + "\n", "data-empty"),
+        (line(("user", "a" * 200), ("assistant", "b")), "data-empty"),
+    ],
+)  # fmt: skip
+def test_data_that_nothing_can_be_learned_from_is_refused(tmp_path, content, code):
+    (tmp_path / "sums.jsonl").write_text(content)
+    with pytest.raises(LmoeError) as caught:
+        run(config(tmp_path, EXPERTS, experts=("sums",)), tmp_path)
+    assert caught.value.code == code
+    assert "sums.jsonl" in caught.value.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_examples_are_cut_left_out_or_refused(tmp_path):
+    write_data(tmp_path / "sums.jsonl", "sums", count=10)
+    with (tmp_path / "sums.jsonl").open("a") as file:
+        file.write(line(("user", "a"), ("assistant", "b" * 300)))
+    told = {}
+    for too_long in ("truncate", "skip", "error"):
+        made = config(tmp_path, EXPERTS, experts=("sums",), trainer={"too_long": too_long})
+        events = []
+        if too_long == "error":
+            with pytest.raises(LmoeError, match="tokens") as caught:
+                run(made, tmp_path, too_long)
+            assert caught.value.code == "data-too-long"
+        else:
+            run(made, tmp_path, too_long, events.append)
+            told[too_long] = [event["warning"] for event in events if event.get("code") == "data-cut"]
+    assert told == {
+        "truncate": ["1 of 5 records cut off at the limit"],
+        "skip": ["1 of 5 records left out, longer than the limit"],
+    }
+
+
+def test_a_data_file_that_is_missing_is_named(tmp_path):
+    made = config(tmp_path, EXPERTS, experts=("sums",))
+    (tmp_path / "sums.jsonl").unlink()
+    with pytest.raises(LmoeError, match=r"sums\.jsonl") as caught:
+        run(made, tmp_path)
+    assert caught.value.exit_code == 3
+
+
+def test_one_example_and_one_expert_are_enough(tmp_path):
+    (tmp_path / "sums.jsonl").write_text(GOOD)
+    stages = [{"train": "experts", "steps": 2}, {"train": "joint", "steps": 2}]
+    out = run(config(tmp_path, stages, experts=("sums",), gate={"activation": "softmax"}), tmp_path)
+    assert json.loads((out / "router" / "router.json").read_text())["experts"].keys() == {"sums"}
+
+
+@pytest.mark.parametrize("variant", ["dora", "lora_bias", "embedding", "ia3", "saved"])
+def test_experts_that_hold_more_than_plain_lora_train_a_gate_but_not_themselves(tmp_path, variant):
+    own = case("llama", variant)
+    import tiny_tokenizer
+
+    tiny_tokenizer.save_tokenizer(own.base)
+    write_data(tmp_path / "sums.jsonl", "sums")
+    write_data(tmp_path / "words.jsonl", "words")
+
+    def made(kind):
+        told = config(tmp_path, [{"train": kind, "steps": 1}], experts=("sums", "words"), gate={}, earlier=tmp_path)
+        experts = {
+            name: one.model_copy(update={"adapter": str(folder)})
+            for (name, one), folder in zip(told.experts.items(), (own.one, own.two), strict=True)
+        }
+        return told.model_copy(update={"experts": experts, "base": str(own.base)})
+
+    with pytest.raises(LmoeError, match="plain LoRA") as caught:
+        run(made("joint"), tmp_path, "joint")
+    assert caught.value.code == "train-unsupported"
+    out = run(made("gate"), tmp_path, "gate")
+    assert (out / "router" / "router.safetensors").is_file()
+
+
+def test_an_expert_of_another_base_is_refused(tmp_path):
+    tiny.save_base("llama", tmp_path / "wide", hidden_size=48)
+    adapter = tiny.save_adapter(tmp_path / "wide", "lora", tmp_path / "other")
+    made = config(tmp_path, EXPERTS, experts=("sums",))
+    experts = {"sums": made.experts["sums"].model_copy(update={"adapter": str(adapter)})}
+    with pytest.raises(RefusedError):
+        run(made.model_copy(update={"experts": experts}), tmp_path)
+
+
+def test_targets_that_the_base_does_not_have_are_refused(tmp_path):
+    made = config(tmp_path, EXPERTS, experts=("sums",))
+    experts = {"sums": made.experts["sums"].model_copy(update={"targets": ["c_attn"]})}
+    with pytest.raises(LmoeError, match="c_attn") as caught:
+        run(made.model_copy(update={"experts": experts}), tmp_path)
+    assert caught.value.code == "targets-missing"
+    assert "q_proj" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: x\nexperts: {a: {}}\nstages: [{train: gate}]\n", "'gate' does not say which"),
+        ("base: x\nexperts: {a: {}}\nstages: [{train: experts}]\n", "a has no data"),
+        ("base: x\nexperts: {a: {data: d}}\ngate: {}\nstages: [{train: gate}]\n", "fresh and does nothing"),
+        ("base: x\nexperts: {a: {data: d, rnak: 4}}\nstages: [{train: experts}]\n", "3|did you mean 'rank'"),
+        ("base: x\nexperts: {a: {data: d}}\nstages: [{train: expert}]\n", "cannot be 'expert'"),
+        ("base: x\nexperts: {a: {data: d}}\ngate: {activation: softmax, top_k: 2}\nstages: [{train: joint}]\n", "top_k goes with"),
+        ("[1]\n", "not a training config"),
+    ],
+)  # fmt: skip
+def test_a_config_that_cannot_be_is_told_with_its_line(tmp_path, text, message):
+    path = tmp_path / "train.yaml"
+    path.write_text(text)
+    with pytest.raises(RefusedError) as caught:
+        read_config(path)
+    told = " ".join([str(caught.value), *(f"{one.message} {one.hint}" for one in caught.value.findings)])
+    assert any(part in told for part in message.split("|"))
+    assert f"{path}:" in told
+    assert caught.value.exit_code == 2
+
+
+def test_a_collapse_is_told(tmp_path):
+    """A gate that is pushed towards one expert: the balance loss is off, and its bias is large from the start."""
+    from lmoe_cli.train.log import Log
+
+    told = []
+    log = Log(tmp_path / "log.jsonl", told.append, "a run", after=0, experts=("a", "b", "c"))
+    for step, effective in ((5, 1.1), (25, 2.2), (30, 1.4), (31, 1.3)):
+        log.tell({"step": step, "loss": 1.0, "effective": effective})
+    assert [event["code"] for event in told if "warning" in event] == ["routing-collapsed"]
+    assert "1.40 of 3 experts" in next(event["warning"] for event in told if "warning" in event)

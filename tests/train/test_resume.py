@@ -1,0 +1,170 @@
+"""A training that was stopped goes on as if it had not been, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from train.made import bytes_of, config, run, write_data
+
+from lmoe_cli.errors import NotFoundError, ResourceError, UsageError
+from lmoe_cli.train import checkpoints
+from lmoe_cli.train.loop import Loop, NotFiniteError
+
+STAGES = [{"train": "experts", "steps": 4, "together": True}, {"train": "joint", "steps": 4}]
+GATE = {"activation": "topk"}
+OFTEN = {"save_every": 1, "eval_every": 1}
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stopping_at(number):
+    """A watcher that stops the training when it is told of a step for the ``number``-th time."""
+    told = []
+
+    def tell(event):
+        if "loss" in event:
+            told.append(event)
+            if len(told) == number:
+                raise StoppedError
+
+    return tell
+
+
+def made(folder, **words):
+    return config(folder, STAGES, gate=GATE, trainer=OFTEN | words)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    out = run(made(folder), folder)
+    return bytes_of(out), [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 5, 7])
+def test_a_run_stopped_at_any_step_goes_on_to_the_same_bytes(tmp_path, whole, stop):
+    with pytest.raises(StoppedError):
+        run(made(tmp_path), tmp_path, tell=stopping_at(stop))
+    assert not (tmp_path / "out").exists()
+    out = run(made(tmp_path), tmp_path, resume=True)
+    assert bytes_of(out) == whole[0]
+    assert not (tmp_path / "out.work").exists()
+    steps = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    known = ("run", "step", "loss", "load")
+    assert [[one.get(key) for key in known] for one in steps] == [[one.get(key) for key in known] for one in whole[1]]
+
+
+def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path, whole):
+    told = made(tmp_path).model_dump(mode="json", exclude_none=True)
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(told, sort_keys=False))
+    command = [sys.executable, "-m", "lmoe_cli", "train", "train.yaml", "--out", "out", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    log = tmp_path / "out.work" / "stage-2-joint" / "log.jsonl"
+    deadline = time.monotonic() + 300
+    while not (log.exists() and log.read_text().count('loss": ') >= 2) and killed.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    subprocess.run([*command, "--resume"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert bytes_of(tmp_path / "out") == whole[0]
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_gone_on_with(tmp_path, whole):
+    with pytest.raises(StoppedError):
+        run(made(tmp_path), tmp_path, tell=stopping_at(4))
+    found = sorted((tmp_path / "out.work" / "stage-1-experts").glob("checkpoint-*"))
+    weights = found[-1] / "optimizer.pt"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    assert not checkpoints.is_whole(found[-1])
+    told = []
+    out = run(made(tmp_path), tmp_path, resume=True, tell=told.append)
+    assert bytes_of(out) == whole[0]
+    assert [event["code"] for event in told if "code" in event] == ["checkpoint-damaged"]
+
+
+def test_a_checkpoint_holds_what_is_trained_and_nothing_of_the_base(tmp_path):
+    with pytest.raises(StoppedError):
+        run(made(tmp_path), tmp_path, tell=stopping_at(3))
+    from lmoe_cli.checkpoint.header import read_header
+
+    folder = sorted((tmp_path / "out.work" / "stage-1-experts").glob("checkpoint-*"))[-1]
+    names = read_header(folder / "trained.safetensors").tensors
+    assert names
+    assert all(name.startswith("factors.") for name in names)
+    assert not list(folder.glob("model*"))
+
+
+def test_an_unfinished_training_is_neither_overwritten_nor_mistaken_for_another(tmp_path):
+    with pytest.raises(NotFoundError, match="nothing was begun"):
+        run(made(tmp_path), tmp_path, resume=True)
+    with pytest.raises(StoppedError):
+        run(made(tmp_path), tmp_path, tell=stopping_at(2))
+    with pytest.raises(UsageError) as caught:
+        run(made(tmp_path), tmp_path)
+    assert caught.value.code == "training-unfinished"
+    with pytest.raises(UsageError, match="trainer") as caught:
+        run(made(tmp_path, seed=5), tmp_path, resume=True)
+    assert caught.value.code == "resume-differs"
+    write_data(tmp_path / "words.jsonl", "words", count=30)
+    with pytest.raises(UsageError, match=r"words\.jsonl"):
+        run(made(tmp_path), tmp_path, resume=True)
+    out = run(made(tmp_path), tmp_path, force=True)
+    with pytest.raises(UsageError) as caught:
+        run(made(tmp_path), tmp_path)
+    assert caught.value.code == "output-exists"
+    assert (out / "recipe.yaml").is_file()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    real = Loop.training_step
+
+    def spoilt(self, model, inputs, items=None):
+        if self.state.global_step == 2:
+            next(iter(self._trainee.trained.values())).data.fill_(float("nan"))
+        return real(self, model, inputs, items)
+
+    monkeypatch.setattr(Loop, "training_step", spoilt)
+    with pytest.raises(NotFiniteError, match="at step 3") as caught:
+        run(made(tmp_path), tmp_path)
+    assert caught.value.code == "loss-not-finite"
+    assert checkpoints.last_whole(tmp_path / "out.work" / "stage-1-experts")[0].name == "checkpoint-2"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_at_a_checkpoint_is_told_and_the_one_before_is_kept(tmp_path, monkeypatch, whole):
+    real = Loop._save
+
+    def full(self, folder=None, state_dict=None):
+        if self.state.global_step == 3:
+            raise OSError(28, "No space left on device")
+        return real(self, folder, state_dict)
+
+    monkeypatch.setattr(Loop, "_save", full)
+    with pytest.raises(ResourceError) as caught:
+        run(made(tmp_path), tmp_path)
+    assert caught.value.code == "disk-full"
+    assert caught.value.exit_code == 6
+    monkeypatch.undo()
+    assert bytes_of(run(made(tmp_path), tmp_path, resume=True)) == whole[0]
+
+
+def test_the_best_evaluation_is_what_is_kept_where_patience_is_asked_for(tmp_path, monkeypatch):
+    stages = [{"train": "experts", "steps": 12, "together": True, "patience": 2, "eval_every": 1, "learning_rate": 0.9}]
+    told = []
+    out = run(config(tmp_path, stages), tmp_path, tell=told.append)
+    judged = [event["eval"]["eval_loss"] for event in told if "eval" in event]
+    report = json.loads((out / "train-report.json").read_text())
+    assert report["runs"]["stage-1-experts"]["eval_loss"] == pytest.approx(min(judged), rel=1e-5)
+    assert len(judged) < 12
