@@ -16,6 +16,7 @@ GROUPS = {
     "Running": codes.RUN,
     "Routers": codes.ROUTERS,
     "Data": codes.DATA,
+    "Evaluating": codes.EVALUATE,
     "Baking": codes.BAKE,
     "Comparing": codes.SIMILARITY,
     "Use": codes.USE,

@@ -229,6 +229,9 @@ ROUTERS = {
     ),
     "router-base-differs": _error("A trained gate is for another base than the recipe's.", "Name its base."),
     "router-place-missing": _error("Experts act where the trained gate knows nothing.", "Train it again with them."),
+    "gate-needed": _error("Only trained gates grow and shrink.", "Change the experts in the recipe."),
+    "expert-taken": _error("The recipe has an expert of that name.", "Give the new one another name."),
+    "expert-last": _error("A gate without experts decides nothing.", "Run the base alone."),
     "router-dynamic": _error(
         "The router decides per prompt or token, and fixed weights are asked for.", "`lmoe bake --mean-gates`."
     ),
@@ -303,6 +306,20 @@ BAKE = {
     "size-invalid": _error("Not a size of at least 1MB.", "Such as `5GB`."),
 }
 
+EVALUATE = {
+    "data-cut": _warning("Records were cut off at the limit, or left out.", "`--max-tokens` and `--too-long`."),
+    "interval-missing": _warning("One record tells nothing of others, so there is no interval.", "More records."),
+    "eval-seen": _warning(
+        "The recipe's gate was trained on what it is judged by.", "`--split valid`, or another file."
+    ),
+    "eval-regressed": _error("The recipe's loss is higher than in the baseline.", "See which domain, and why."),
+    "baseline-invalid": _error("A baseline is not what `lmoe eval --json` printed.", "Write it again."),
+    "baseline-differs": _error("A baseline was judged by other data.", "The same data, or a new baseline."),
+    "task-unknown": _error("lm-eval has no task of that name.", "`lm-eval ls tasks`."),
+    "fit-unjudged": _warning("Nothing was held out to judge the weights by.", "Records with `split: valid`."),
+    "fit-no-gain": _warning("Weights that were found are no better on held-out records.", "More records."),
+}
+
 SIMILARITY = {
     "nothing-to-compare": _error(
         "Of an adapter no delta of a matrix is known.", "Name its base with `--base`, or leave it out."
@@ -336,5 +353,5 @@ USE = {
 }
 
 CODES: dict[str, Code] = (
-    FILES | HUB | ADAPTERS | RECIPES | BASES | FIT | RUN | ROUTERS | TRAIN | DATA | BAKE | SIMILARITY | USE
+    FILES | HUB | ADAPTERS | RECIPES | BASES | FIT | RUN | ROUTERS | TRAIN | DATA | EVALUATE | BAKE | SIMILARITY | USE
 )

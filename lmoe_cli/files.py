@@ -23,6 +23,7 @@ KEPT = 16 << 20
 of cache costs more than the writing, and would push out what other programs read."""
 REPORT = "bake-report.json"
 TRAINED = "train-report.json"
+ROUTER = "router.json"
 """What every folder holds that lmoe baked. Only such a folder, or an empty one, may be replaced by ``--force``."""
 
 
@@ -137,7 +138,7 @@ def refuse_existing(target: Path, *, force: bool) -> None:
     if not force:
         raise _exists(target)
     is_folder = target.is_dir() and not target.is_symlink()
-    ours = is_folder and (not any(target.iterdir()) or any((target / name).is_file() for name in (REPORT, TRAINED)))
+    ours = is_folder and (not any(target.iterdir()) or any((target / name).is_file() for name in (REPORT, TRAINED, ROUTER)))
     if not ours:
         hint = "choose another --out, or remove it yourself"
         raise UsageError("output-not-ours", f"{target}: not a folder that lmoe wrote", hint=hint, where=str(target))

@@ -55,7 +55,7 @@ def test_a_light_command_loads_no_heavy_package(arguments):
     assert loaded_by(*arguments) == (0, set())
 
 
-@pytest.mark.parametrize("command", ["chat", "bake", "bench", "similarity", "pull", "rm", "init", "inspect"])
+@pytest.mark.parametrize("command", ["chat", "bake", "bench", "similarity", "router", "pull", "rm", "init", "inspect"])
 def test_help_of_every_command_loads_click_and_nothing_else(command):
     names = (*HEAVY, "rich", "pydantic", "yaml", "huggingface_hub", "prompt_toolkit")
     assert loaded_by(command, "--help", names=names) == (0, set())
@@ -78,9 +78,11 @@ def test_every_command_is_listed_with_the_summary_its_own_help_begins_with():
 
     from lmoe_cli.cli.inspect import KINDS
     from lmoe_cli.cli.root import COMMANDS, lmoe
+    from lmoe_cli.cli.router import VERBS
 
     listed = {(name,): entry for name, entry in COMMANDS.items()}
     listed |= {("inspect", name): entry for name, entry in KINDS.items()}
+    listed |= {("router", name): entry for name, entry in VERBS.items()}
     for words, entry in listed.items():
         result = CliRunner().invoke(lmoe, [*words, "--help"])
         assert result.exit_code == 0, result.output

@@ -25,7 +25,12 @@ COMMANDS = {
     "train": Entry("lmoe_cli.cli.train:train", "Train experts, the gate between them, or both."),
     "bake": Entry("lmoe_cli.cli.bake:bake", "Write a loadout as one ordinary model or adapter."),
     "bench": Entry("lmoe_cli.cli.bench:bench", "Measure the speed of base, blend and folded blend, side by side."),
+    "eval": Entry(
+        "lmoe_cli.cli.evaluate:evaluate", "Judge a recipe on held-out data, beside the base, its experts and controls."
+    ),
+    "fit": Entry("lmoe_cli.cli.fit:fit", "Find the fixed weights that suit some data, and write them as a recipe."),
     "similarity": Entry("lmoe_cli.cli.similarity:similarity", "Compare the deltas of adapters."),
+    "router": Entry("lmoe_cli.cli.router:router", "Change the experts of a trained gate, without training it again."),
     "completion": Entry("lmoe_cli.cli.completion:completion", "Print the shell completion script."),
 }
 

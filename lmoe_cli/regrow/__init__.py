@@ -1,0 +1,1 @@
+"""A trained gate with one expert more or less, without training it again."""
