@@ -113,7 +113,11 @@ class Loop(Trainer):  # type: ignore[misc]
         gates = [losses.gate for losses, _ in self._pending if losses.gate]
         if gates:
             for name in ("balance", "z", "entropy", "effective"):
-                told[name] = float(torch.stack([getattr(gate, name).detach() for gate in gates]).mean())
+                mean = torch.stack([getattr(gate, name).detach() for gate in gates]).mean()
+                if self.args.world_size > 1:  # of each process its own part
+                    dist.all_reduce(mean)
+                    mean /= self.args.world_size
+                told[name] = float(mean)
             told["load"] = [round(one, 4) for one in torch.stack([gate.load for gate in gates]).mean(0).tolist()]
         told["learning_rate"] = self.lr_scheduler.get_last_lr()[0] if self.lr_scheduler else None
         told["memory"] = _memory()
@@ -174,6 +178,8 @@ class Loop(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         del state_dict
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         files.make_folder(folder)
         tensors = {name: own.detach().to("cpu").contiguous() for name, own in self._trainee.trained.items()}

@@ -31,7 +31,7 @@ GOOD = line(("user", "add 1"), ("assistant", "2"))
         (GOOD + "[1, 2]\n", "data-invalid"),
         (GOOD + line(("robot", "hi"), ("assistant", "yes")), "data-role"),
         (GOOD + line(("user", "hi")), "data-unanswered"),
-        (json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "split": "test"}) + "\n", "data-empty"),
+        (GOOD.replace("{", '{"split": "test", ', 1), "data-empty"),
         (line(("user", "a" * 200), ("assistant", "b")), "data-empty"),
     ],
 )  # fmt: skip
@@ -130,7 +130,7 @@ def test_targets_that_the_base_does_not_have_are_refused(tmp_path):
         ("base: x\nexperts: {a: {data: d}}\ngate: {}\nstages: [{train: gate}]\n", "fresh and does nothing"),
         ("base: x\nexperts: {a: {data: d, rnak: 4}}\nstages: [{train: experts}]\n", "3|did you mean 'rank'"),
         ("base: x\nexperts: {a: {data: d}}\nstages: [{train: expert}]\n", "cannot be 'expert'"),
-        ("base: x\nexperts: {a: {data: d}}\ngate: {activation: softmax, top_k: 2}\nstages: [{train: joint}]\n", "top_k goes with"),
+        ("base: x\nexperts: {a: {data: d}}\ngate: {top_k: 2}\nstages: [{train: joint}]\n", "top_k goes with"),
         ("[1]\n", "not a training config"),
     ],
 )  # fmt: skip

@@ -99,7 +99,7 @@ def test_a_checkpoint_holds_what_is_trained_and_nothing_of_the_base(tmp_path):
         run(made(tmp_path), tmp_path, tell=stopping_at(3))
     from lmoe_cli.checkpoint.header import read_header
 
-    folder = sorted((tmp_path / "out.work" / "stage-1-experts").glob("checkpoint-*"))[-1]
+    folder = max((tmp_path / "out.work" / "stage-1-experts").glob("checkpoint-*"))
     names = read_header(folder / "trained.safetensors").tensors
     assert names
     assert all(name.startswith("factors.") for name in names)

@@ -238,7 +238,7 @@ def test_gradients_of_a_joint_step_are_those_of_a_plain_loop_over_experts(tmp_pa
     for site in assembly.sites:
         a = found["grads"][f"factors.{(site.names[0] + '.a').replace('.', '/')}"]
         for number, name in enumerate(names):
-            for module, member, stack in zip(site.names, site.shared.members, site.stacks, strict=True):
+            for module, member in zip(site.names, site.shared.members, strict=True):
                 piece = member.pieces[number][0]
                 b = found["grads"][f"factors.{(module + '.b').replace('.', '/')}"]
                 for own, key in ((a[piece.rows], "A"), (b[piece.columns].T, "B")):
