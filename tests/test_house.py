@@ -55,7 +55,9 @@ def test_a_light_command_loads_no_heavy_package(arguments):
     assert loaded_by(*arguments) == (0, set())
 
 
-@pytest.mark.parametrize("command", ["chat", "bake", "bench", "similarity", "router", "pull", "rm", "init", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["chat", "bake", "bench", "similarity", "route", "router", "pull", "rm", "init", "inspect"]
+)
 def test_help_of_every_command_loads_click_and_nothing_else(command):
     names = (*HEAVY, "rich", "pydantic", "yaml", "huggingface_hub", "prompt_toolkit")
     assert loaded_by(command, "--help", names=names) == (0, set())
@@ -71,6 +73,7 @@ def test_a_wrong_recipe_is_refused_before_anything_heavy_is_loaded(tmp_path):
         ("similarity", "--loadout"),
     ):
         assert loaded_by(*command, str(recipe)) == (2, set())
+    assert loaded_by("route", str(recipe), "Hello") == (2, set())
 
 
 def test_every_command_is_listed_with_the_summary_its_own_help_begins_with():

@@ -93,8 +93,8 @@ def route(session: Session, argument: str) -> Iterator[Event]:
 
 def _shown(scope: Scope) -> str:
     if scope == "prompt":
-        return "after each answer: how much say each expert had in it, by its prompt"
-    return "each token by the expert with most say in it, and after each answer the shares of all"
+        return "after each answer, how much say each expert has by its prompt"
+    return "each token by the expert with most say in it; after each answer, all shares"
 
 
 # -- the conversation

@@ -69,6 +69,8 @@ def _under(one: Cell, mark: Text) -> Text:
     """A row's part under one token: the mark under its first letter."""
     wide, before = cell_len(one.text), len(one.text) - len(one.text.lstrip(" "))
     before = before if before < wide else 0
+    if wide == 0:  # joins what stands before it
+        return Text()
     found = Text(" " * before)
     found.append_text(mark)
     return found.append(" " * (wide - before - 1))

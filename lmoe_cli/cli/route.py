@@ -156,7 +156,7 @@ def _show_tokens(out: Output, data: dict[str, Any], by: str, legend: Legend) -> 
     cells = []
     for token in data["tokens"]:
         under = [row(gates) for gates in token[key].values()] if key else [row(token["gates"])] * differ
-        under += [Text(_mark(token["change"]), "bold")] * compares
+        under += [Text(_mark(token.get("change")), "bold")] * compares
         style = "dim" if token["part"] == "template" else str(row(token["gates"]).style) if differ else ""
         cells.append(cell(token["text"], under, style))
     labels += [f"without {data['without']['expert']}" if key else ""] if compares else []
