@@ -39,20 +39,23 @@ class Bar:
 
 
 @contextlib.contextmanager
-def bar(out: Output, title: str) -> Iterator[Bar]:
-    """A bar with bytes, speed and time left, for the length of a block."""
+def bar(out: Output, title: str, *, counts: bool = False) -> Iterator[Bar]:
+    """A bar with bytes, speed and time left, for the length of a block; of things that are counted without speed."""
     if out.quiet or out.as_json or not sys.stderr.isatty():
         yield Bar(None, title)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
     )
+
+    amounts = (MofNCompleteColumn(),) if counts else (DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
         yield Bar(drawn, title)

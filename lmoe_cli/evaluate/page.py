@@ -1,0 +1,143 @@
+"""An evaluation as one HTML page of its own: no script, no font, no request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from string import Template
+from typing import Any
+
+from lmoe_cli.findings import Finding
+from lmoe_cli.readable import MAX_TEXT, shortened, visible
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222;
+  background: #fff }
+h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem }
+p { max-width: 50rem; margin: .3rem 0; color: #555 }
+div { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .6rem; text-align: right; border: 1px solid #e4e4e4; white-space: nowrap }
+th { background: #f6f6f6; font-weight: 600 }
+tbody th { text-align: left }
+tr.recipe { font-weight: 600 }
+small { color: #777; display: block }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+$body
+</body>
+</html>
+""")
+
+TITLES = {
+    "nats_per_token": ("Loss, nats per token", "Lower is better.", 4),
+    "bits_per_byte": ("Bits per byte", "Lower is better. Comparable between tokenizers.", 4),
+    "exact_match": ("Exact match", "Share of answers that are the ones due, to the letter. Higher is better.", 3),
+}
+DIFFERENCE = (
+    "Below each number: the same less the recipe's, with the 95 % interval of a paired bootstrap over records. Green "
+    "is better than the recipe, red worse, where the interval does not reach 0."
+)
+
+
+def page(data: dict[str, Any], findings: Sequence[Finding]) -> str:
+    """The page.
+
+    Args:
+        data: As ``lmoe eval --json`` tells it.
+        findings: To be told with it.
+    """
+    parts = [_about(data)]
+    if findings:
+        items = "\n".join(f"<li>{_text(f'{item.severity}[{item.code}]: {item.message}')}</li>" for item in findings)
+        parts.append(f"<h2>Findings</h2>\n<ul>\n{items}\n</ul>")
+    if data["variants"] and data["domains"]:
+        for key, (title, words, digits) in TITLES.items():
+            if any(one["domains"][domain][key] is not None for one in data["variants"] for domain in data["domains"]):
+                table = _numbers(data, key, digits)
+                parts.append(f"<h2>{_text(title)}</h2>\n<p>{_text(f'{words} {DIFFERENCE}')}</p>\n{table}")
+    if data["tasks"]:
+        parts.append("<h2>Tasks of lm-eval</h2>\n" + _tasks(data["tasks"]))
+    return PAGE.substitute(title=_text(f"Evaluation of {data['recipe']}"), body="\n".join(parts))
+
+
+def _about(data: dict[str, Any]) -> str:
+    rows = [
+        _row(
+            name,
+            [one["file"], one["split"], one["records"], one["judged_tokens"], one["judged_bytes"], one["sha256"][:12]],
+        )
+        for name, one in data["domains"].items()
+    ]
+    heads = ("domain", "file", "split", "records", "tokens judged", "bytes", "SHA-256")
+    words = f"Base {data['base']}, router {data['router']}, experts {', '.join(data['experts']) or 'none'}."
+    return f"<p>{_text(words)}</p>\n" + (_table(heads, rows) if rows else "")
+
+
+def _numbers(data: dict[str, Any], key: str, digits: int) -> str:
+    domains = list(data["domains"])
+    rows = []
+    for one in data["variants"]:
+        columns = [one["domains"][domain] for domain in domains] + ([one["mean"]] if len(domains) > 1 else [])
+        cells = "".join(_number(column, key, digits) for column in columns)
+        mark = ' class="recipe"' if one["kind"] == "recipe" else ""
+        rows.append(f"<tr{mark}><th>{_text(one['name'])}</th>{cells}</tr>")
+    return _table(("", *domains, *(["mean"] if len(domains) > 1 else [])), rows)
+
+
+def _number(column: dict[str, Any], key: str, digits: int) -> str:
+    value, difference = column[key], column["difference"][key]
+    if value is None:
+        return "<td>–</td>"
+    told = f"{value:.{digits}f}"
+    if chosen := column.get("chosen"):
+        told += f" <small>{_text(chosen)}</small>"
+    if not difference or difference["value"] == 0:
+        return f"<td>{told}</td>"
+    low, high = difference["low"], difference["high"]
+    told += f"<small>{difference['value']:+.{digits}f}"
+    colour = ""
+    if low is not None:
+        told += f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+        sign = -1 if key == "exact_match" else 1
+        is_sure = low > 0 or high < 0
+        is_worse = sign * difference["value"] > 0
+        colour = f' style="background:rgba({"214,69,65" if is_worse else "60,160,90"},.16)"' if is_sure else ""
+    return f"<td{colour}>{told}</small></td>"
+
+
+def _tasks(tasks: dict[str, dict[str, dict[str, float]]]) -> str:
+    columns = sorted({(task, key) for own in tasks.values() for task, found in own.items() for key in found})
+    shown = [(task, key) for task, key in columns if not key.endswith("_stderr")]
+    rows = [_row(name, [_task_value(own.get(task, {}), key) for task, key in shown]) for name, own in tasks.items()]
+    return _table(("", *(f"{task}, {key}" for task, key in shown)), rows)
+
+
+def _task_value(found: dict[str, float], key: str) -> str:
+    if key not in found:
+        return "–"
+    error = found.get(f"{key}_stderr")
+    return f"{found[key]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+
+def _text(text: str) -> str:
+    return escape(visible(shortened(text, MAX_TEXT)))
+
+
+def _row(head: str, cells: Iterable[Any]) -> str:
+    return f"<tr><th>{_text(head)}</th>{''.join(f'<td>{_text(str(cell))}</td>' for cell in cells)}</tr>"
+
+
+def _table(heads: Iterable[str], rows: Iterable[str]) -> str:
+    top = "".join(f"<th>{_text(head)}</th>" for head in heads)
+    body = "\n".join(rows)
+    return f"<div><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
