@@ -85,6 +85,8 @@ def route(
         refuse_existing_file(file, force=force)
     if answer is not None and generate:
         raise UsageError("usage", "--answer and --generate exclude each other", hint="leave one of them out")
+    if answer is not None and not answer.strip():
+        raise UsageError("prompt-empty", "there is no answer to route", hint="--answer TEXT, or leave it out")
     said = _text(text)
     (request,) = params.requests([recipe], params.Blend(None, (), ()))
     placing = Placing(device, dtype, quantize, token, trust_remote_code)

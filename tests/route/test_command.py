@@ -129,6 +129,7 @@ def test_gates_that_are_the_same_are_one_bar_and_said_to_be(folder, tmp_path, ki
         (("gone.yaml", TEXT), 3, "not-found"),
         (("gate.yaml", TEXT, "--without", "mge"), 3, "did you mean 'mage'?"),
         (("gate.yaml", TEXT, "--answer", "x", "--generate", "3"), 2, "exclude each other"),
+        (("gate.yaml", TEXT, "--answer", " "), 2, "prompt-empty"),
         (("gate.yaml", TEXT, "--generate", "0"), 2, "--generate"),
         (("gate.yaml", "x" * 200), 2, "context-full"),
         (("gate.yaml", "x" * 200, "--raw"), 2, "context-full"),
