@@ -190,6 +190,12 @@ def test_the_committed_schema_is_that_of_the_recipes():
     assert json.loads((ROOT / "schemas" / "loadout-v1.json").read_text()) == recipe_schema()
 
 
+def test_the_committed_schema_is_that_of_training_configs():
+    from lmoe_cli.train.config import train_schema
+
+    assert json.loads((ROOT / "schemas" / "train-v1.json").read_text()) == train_schema()
+
+
 def test_files_are_one_idea_each():
     long = {source: lines for source in SOURCES if (lines := len(source.read_text().splitlines())) > 320}
     assert long == {}
