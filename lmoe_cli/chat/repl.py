@@ -129,7 +129,8 @@ class Repl:
                     self.screen.text(text, style)
                 continue
             if isinstance(event, Answer):
-                self.screen.text(self._painter.end())
+                if closing := self._painter.end():
+                    self.screen.text(closing)
                 self.screen.end()
             if isinstance(event, Leave):
                 self._leave()
