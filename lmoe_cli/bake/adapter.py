@@ -33,6 +33,7 @@ from lmoe_cli.checkpoint.raw import raw
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.checkpoint.writer import Shape
 from lmoe_cli.errors import InvalidFileError, UsageError
+from lmoe_cli.loadout.about_router import require_fixed
 from lmoe_cli.loadout.base import Base
 from lmoe_cli.loadout.layout import CONV1D, Target
 from lmoe_cli.loadout.loadout import Loadout
@@ -75,6 +76,7 @@ def bake_adapter(
     target: str | None = None,
     force: bool = False,
     verify: Verify | None = None,
+    routed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a loadout's experts as one PEFT adapter.
 
@@ -86,16 +88,18 @@ def bake_adapter(
         target: ``vllm`` to keep to what that engine takes.
         force: Replace what stands at ``out``.
         verify: Called with the finished folder before it gets its name.
+        routed: See `bake_model`.
 
     Returns:
         The report that also stands in the folder; its ``modules`` tell rank and error of each.
 
     Raises:
-        UsageError: ``out`` exists, or one adapter cannot hold this blend.
+        UsageError: ``out`` exists, one adapter cannot hold this blend, or a router decides per prompt or token.
         ResourceError: The disk is full.
         LmoeError: Verification failed. Nothing is left at ``out`` in any of these cases.
     """
     started = time.perf_counter()
+    require_fixed(loadout)
     refuse_out(loadout, out, force=force)
     loadout = loadout.dequantized  # DoRA needs what the base's weights stand for
     if loadout.recipe.bake.method != "linear":
@@ -125,6 +129,8 @@ def bake_adapter(
             ],
             "seconds": round(time.perf_counter() - started, 3),
         }
+        if routed:
+            report["routed"] = dict(routed)
         if verify:
             report["verify"] = verify(folder)
         files.write_file(folder / files.REPORT, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -19,6 +19,7 @@ from lmoe_cli.bake.unit import has_matrix_unit
 from lmoe_cli.bake.write import Written, write_model
 from lmoe_cli.checkpoint.index import INDEX_SUFFIX
 from lmoe_cli.errors import UsageError
+from lmoe_cli.loadout.about_router import require_fixed
 from lmoe_cli.loadout.base import STEM
 from lmoe_cli.loadout.loadout import Loadout
 
@@ -42,6 +43,7 @@ def bake_model(
     force: bool = False,
     verify: Verify | None = None,
     base_weights: Mapping[str, Any] | None = None,
+    routed: Mapping[str, Any] | None = None,
     advance: Advance = lambda _: None,
     begin: Callable[[Plan], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def bake_model(
         force: Replace what stands at ``out``.
         verify: Called with the finished folder before it gets its name.
         base_weights: What the report shall tell of a choice of them; see `base_weights.BaseWeights`.
+        routed: What the report shall tell of the router in whose place fixed weights are; see `routed`.
         advance: Told the bytes that were written.
         begin: Told the plan before anything is written.
 
@@ -65,12 +68,13 @@ def bake_model(
         The report that also stands in the folder.
 
     Raises:
-        UsageError: ``out`` exists, or lies in a folder of the loadout.
+        UsageError: ``out`` exists, or lies in a folder of the loadout; or a router decides per prompt or token.
         RefusedError: The loadout cannot be baked.
         ResourceError: The disk is full.
         LmoeError: Verification failed. Nothing is left at ``out`` in any of these cases.
     """
     started = time.perf_counter()
+    require_fixed(loadout)
     refuse_out(loadout, out, force=force)
     settings = loadout.recipe.bake
     plan = make_plan(loadout, dtype or settings.dtype, shard_size)
@@ -87,6 +91,8 @@ def bake_model(
         report = facts(loadout, plan, written, base_hashes())
         if base_weights:
             report["base_weights"] = dict(base_weights)
+        if routed:
+            report["routed"] = dict(routed)
         report["rounding"] = _rounding(way, written)
         report["tensors"] = [asdict(tensor) for file in written for tensor in file.tensors]
         report["seconds"] = round(time.perf_counter() - started, 3)

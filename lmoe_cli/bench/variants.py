@@ -28,7 +28,7 @@ class Variant:
     """One way to run the base."""
 
     name: str
-    """``base``, ``bare``, ``blend``, ``folded`` or ``peft``."""
+    """``base``, ``bare``, ``blend``, ``routed``, ``folded`` or ``peft``."""
     experts: int = 0
     size: int = 0
     """Bytes of experts that a step reads."""
@@ -99,14 +99,29 @@ def counts(most: int) -> list[int]:
 
 
 def of_engine(engine: Engine, experts: int, gating: Gating | None = None) -> Variant:
-    """An engine's base with the first few of its experts on it, at the recipe's weights unless told otherwise."""
-    loadout = engine.loadout
-    if experts == len(loadout.experts):
+    """An engine's base with the first few of its experts on it, at the recipe's weights unless told otherwise.
+
+    Of a recipe whose router decides for each token these are fixed weights, too; see `routed`.
+    """
+    loadout = engine.loadout.live
+    if experts == len(loadout.experts) and engine.router.scope != "token":
         return blend(engine.model, engine.bank, gating)
     few = replace(loadout, experts=loadout.experts[:experts])
     bank = build_bank(engine.model, few, next(engine.model.parameters()).dtype)
     bank.gates.set([expert.weight for expert in few.experts])
     return blend(engine.model, bank, gating)
+
+
+def routed(engine: Engine) -> Variant:
+    """An engine's base with all of its experts, and the recipe's router that decides for each token."""
+    experts, settings, gate = len(engine.loadout.experts), engine.loadout.recipe.router, engine.loadout.gate
+    kept = gate.settings.kept if gate else getattr(settings, "top_k", None)
+    read = engine.bank.size * min(kept or experts, experts) // max(experts, 1)
+    return Variant("routed", experts, read, engine.bank.size, engine.attach, lambda: _off(engine))
+
+
+def _off(engine: Engine) -> None:
+    engine.detach()
 
 
 def folded_engine(engine: Engine) -> Variant:
@@ -116,10 +131,7 @@ def folded_engine(engine: Engine) -> Variant:
         engine.attach()
         engine.fold()
 
-    def leave() -> None:
-        engine.detach()
-
-    return Variant("folded", len(engine.loadout.experts), enter=enter, leave=leave)
+    return Variant("folded", len(engine.loadout.experts), enter=enter, leave=lambda: _off(engine))
 
 
 def folded(model: nn.Module, bank: Bank, restore: Callable[[str, nn.Parameter], None]) -> Variant:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmoe_cli.cli import params
+from lmoe_cli.cli import fixed, params
 from lmoe_cli.cli.output import Output, size
 from lmoe_cli.cli.progress import bar
 from lmoe_cli.errors import UsageError
@@ -48,6 +48,7 @@ METHODS = ("linear", "ties", "dare", "dare_ties", "della", "magnitude")
 )
 @click.option("--original", metavar="REF", type=params.TEXT, help="With --base-weights original: that model.")
 @click.option("--verify", is_flag=True, help="Compare with the live blend; write nothing where they differ.")
+@fixed.options
 @params.force
 @params.blend
 @params.token
@@ -67,6 +68,7 @@ def bake(
     base_weights: str | None,
     original: str | None,
     verify: bool,
+    asked: fixed.Asked,
     force: bool,
     blend: params.Blend,
     token: str | None,
@@ -77,6 +79,10 @@ def bake(
 
     The model is never loaded: each tensor is the base's plus the weighted deltas in float32, rounded once and
     streamed. The folder appears whole or not at all, with a bake-report.json in it.
+
+    A router that decides per token or prompt cannot be written into weights. --mean-gates bakes the mean of its gates
+    on --data, site by site, and tells the KL divergence to the routed model on the half that is held out, beside that
+    of the uniform blend and of each expert alone. --prompt bakes the blend of one prompt.
     """
     from lmoe_cli.check import require
     from lmoe_cli.files import refuse_existing
@@ -101,10 +107,12 @@ def bake(
     loadout = resolve(parsed, request.origin, beside=request.beside, token=token)
     findings = require(loadout, trust_remote_code=trust_remote_code).findings
     out.warn(findings)
+    fixed.require_asked(loadout, asked, force=force)
     if base_weights:
         _require_choice(loadout.base, base_weights, original, verify=verify)
     with bar(out, "fetching") as fetched:
         loadout.fetch(fetched)
+    loadout, routed = fixed.fixed(out, loadout, asked, trust_remote_code=trust_remote_code)
     told: Mapping[str, Any] = {}
     if base_weights:
         chosen = _chosen(out, loadout, folder, original, request.beside, token, force=force)
@@ -113,7 +121,7 @@ def bake(
         out.warn(item for item in again if item not in findings)
         out.say(chosen.meaning)
     if kind == "adapter":
-        report = _adapter(out, loadout, folder, rank, dtype, target, verify=verify, force=force)
+        report = _adapter(out, loadout, folder, rank, dtype, target, verify=verify, force=force, routed=routed)
     else:
         files_at_once = jobs or min(os.cpu_count() or 1, MOST_JOBS)
         report = _model(
@@ -127,7 +135,10 @@ def bake(
             verify=verify,
             force=force,
             told=told,
+            routed=routed,
         )
+    if asked.recipe:
+        fixed.save_recipe(out, loadout, asked.recipe, force=force)
     if target == "vllm":
         out.say(_vllm(loadout, folder, kind, report))
     out.finish({"out": str(folder), "as": kind, "report": report})
@@ -200,6 +211,7 @@ def _model(
     verify: bool,
     force: bool,
     told: Mapping[str, Any],
+    routed: Mapping[str, Any],
 ) -> dict[str, Any]:
     from lmoe_cli.bake.model import bake_model
     from lmoe_cli.bake.plan import parse_size
@@ -221,6 +233,7 @@ def _model(
             force=force,
             verify=verified if verify else None,
             base_weights=told,
+            routed=routed,
             begin=lambda plan: drawn.start("", plan.size),
             advance=drawn.advance,
         )
@@ -248,6 +261,7 @@ def _adapter(
     *,
     verify: bool,
     force: bool,
+    routed: Mapping[str, Any],
 ) -> dict[str, Any]:
     from lmoe_cli.bake.adapter import bake_adapter
     from lmoe_cli.bake.verify import verify_adapter
@@ -257,7 +271,14 @@ def _adapter(
         return verify_adapter(loadout, written).as_dict()
 
     report = bake_adapter(
-        loadout, folder, rank=rank, dtype=dtype, target=target, force=force, verify=verified if verify else None
+        loadout,
+        folder,
+        rank=rank,
+        dtype=dtype,
+        target=target,
+        force=force,
+        verify=verified if verify else None,
+        routed=routed,
     )
     if rank:
         rows = [(item["name"], item["rank"], f"{item['error']:.2%}") for item in report["modules"]]

@@ -71,7 +71,8 @@ def bench(
 ) -> None:
     """Measure the speed of base, blend and folded blend, side by side.
 
-    A quantised base cannot be folded into, so there base and blend are measured.
+    A quantised base cannot be folded into, so there base and blend are measured. Neither can a router that decides:
+    there `blend` has fixed weights, and `routed` is the recipe as it runs, where it decides per token.
 
     Everything runs in one process, in turn, after a warm-up. The ratio is the median over rounds of a variant's speed
     to the base's in the same round; the byte limit is what reading the experts beside the base allows. `base` is the
@@ -85,7 +86,9 @@ def bench(
         raise UsageError(
             "usage", "--compile is for the steps of base and blends", hint="leave out --prefill and --peft"
         )
-    asked = _Asked(count, dtype, quantize, device, per_row=per_row, top=top, with_peft=with_peft)
+    asked = _Asked(
+        count, dtype, quantize, device, per_row=per_row, top=top, with_peft=with_peft, is_compiled=with_compiler
+    )
     if synthetic:
         model, variants = _synthetic(synthetic, rank, layers, asked)
     else:
@@ -141,6 +144,8 @@ class _Asked:
     per_row: bool
     top: int | None
     with_peft: bool
+    is_compiled: bool
+    """Steps are compiled, which those of a router that decides per token are not."""
 
     def gating(self) -> Gating | None:
         """What gives rows or tokens blends of their own."""
@@ -187,7 +192,9 @@ def _recipe(
     from lmoe_cli.bench import variants
     from lmoe_cli.engine.build import start
 
-    loadout = replace(loadout.live, experts=loadout.experts[: asked.count])
+    scope = loadout.recipe.router.scope
+    if scope != "token":
+        loadout = replace(loadout.live, experts=loadout.experts[: asked.count])
     engine = start(
         loadout,
         device=asked.device,
@@ -197,8 +204,11 @@ def _recipe(
     )
     model = engine.detach()
     found = [variants.base(), variants.bare(model, engine.bank)]
-    found += [variants.of_engine(engine, number, asked.gating()) for number in variants.counts(len(loadout.experts))]
-    if not asked.gating() and not (asked.quantize or loadout.base.quantization):
+    most = min(asked.count, len(loadout.experts))
+    found += [variants.of_engine(engine, number, asked.gating()) for number in variants.counts(most)]
+    if scope == "token" and not asked.is_compiled:
+        found.append(variants.routed(engine))
+    if scope == "fixed" and not asked.gating() and not (asked.quantize or loadout.base.quantization):
         found.append(variants.folded_engine(engine))
     if asked.with_peft:
         found.append(variants.peft(model, variants.stored_adapters(loadout)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lmoe_cli.errors import UsageError
 from lmoe_cli.findings import Finding, finding
 from lmoe_cli.loadout.examples import about_examples
 from lmoe_cli.loadout.loadout import Loadout
@@ -27,3 +28,19 @@ def about_router(loadout: Loadout) -> Iterator[Finding]:
             names = ", ".join(whole[:3]) + (" …" if len(whole) > 3 else "")
             message = f"{expert.name}: the router decides nothing at {names}, where its weight acts in every token"
             yield finding("routed-in-part", expert.name, message)
+
+
+def require_fixed(loadout: Loadout) -> None:
+    """Refuse to write into weights what no weights can hold.
+
+    Raises:
+        UsageError: A router decides per prompt or token.
+    """
+    router = loadout.recipe.router
+    if router.scope == "fixed":
+        return
+    message = f"{loadout.origin}: the router '{router.type}' decides per {router.scope}, which no weights can hold"
+    hint = "lmoe bake --mean-gates --data FILE bakes the mean of its gates, and tells how far that is from it"
+    if router.scope == "prompt":
+        hint = f"lmoe bake --prompt TEXT bakes the blend of one prompt; {hint}"
+    raise UsageError("router-dynamic", message, hint=hint, where=loadout.origin)

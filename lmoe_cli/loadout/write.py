@@ -91,16 +91,25 @@ def _moved(name: str, before: Path | None, folder: Path) -> str:
 
 def _turned(name: str, weight: Weight, knob: float) -> Weight:
     if not isinstance(weight, list):
-        return _number(name, knob)
+        return number_of(name, knob)
     if knob == 1:
         return weight
-    rules = [WeightRule(match=rule.match, value=_number(name, rule.value * knob)) for rule in weight]
+    rules = [WeightRule(match=rule.match, value=number_of(name, rule.value * knob)) for rule in weight]
     if any(rule.match == "*" for rule in weight):
         return rules
-    return [*rules, WeightRule(match="*", value=_number(name, knob))]
+    return [*rules, WeightRule(match="*", value=number_of(name, knob))]
 
 
-def _number(name: str, value: float) -> float:
+def number_of(name: str, value: float) -> float:
+    """A weight as a recipe holds it.
+
+    Args:
+        name: Of the expert.
+        value: As computed.
+
+    Raises:
+        UsageError: It is beyond what a recipe can hold.
+    """
     if not abs(value) <= 100:
         hint = "a recipe takes weights from -100 to 100"
         raise UsageError("weight-invalid", f"{name}: {value:g} is no weight of a recipe", hint=hint)
