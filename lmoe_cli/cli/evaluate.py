@@ -50,6 +50,19 @@ SPLITS = ("train", "valid", "test", "all")
 )
 @click.option("--without", multiple=True, type=params.TEXT, metavar="NAME", help="Also the recipe without this expert.")
 @click.option("--no-random", is_flag=True, help="Leave out the control of random experts.")
+@click.option(
+    "--retrain",
+    multiple=True,
+    type=params.TEXT,
+    metavar="FILE",
+    help="Also one LoRA of all experts' size, trained on this now.",
+)
+@click.option(
+    "--retrain-epochs", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True, help="Passes over it."
+)
+@click.option(
+    "--retrain-rate", type=click.FloatRange(0, 1, min_open=True), default=2e-4, show_default=True, help="Learning rate."
+)
 @click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="An earlier --json of the same data.")
 @click.option("--max-regression", type=float, metavar="NATS", help="More loss per token than that exits with 1; 0.01.")
 @click.option(
@@ -80,6 +93,9 @@ def evaluate(
     select: tuple[str, ...],
     without: tuple[str, ...],
     no_random: bool,
+    retrain: tuple[str, ...],
+    retrain_epochs: float,
+    retrain_rate: float,
     baseline: Path | None,
     max_regression: float | None,
     tasks: tuple[str, ...],
@@ -116,39 +132,45 @@ def evaluate(
     for path in (*judged.data.values(), *judged.select.values()):
         require_readable(path)
 
+    from lmoe_cli.cli.retrain import control
+    from lmoe_cli.data.records import data_hash
+    from lmoe_cli.evaluate.page import page as made
     from lmoe_cli.evaluate.variants import open_stage, plan
 
-    variants = plan(loadout, without=without, seed=None if no_random else seed)
-    suites = _suites(tasks, include_path, variants)
-    with bar(out, "fetching") as fetched:
-        stage = open_stage(
-            variants, device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code,
-            progress=fetched,
-        )  # fmt: skip
+    if before:
+        before.require_files({name: data_hash(path) for name, path in judged.data.items()})
     data: dict[str, Any] = {
         "recipe": request.origin,
         "name": loadout.recipe.name,
         "base": loadout.base.ref,
         "router": loadout.recipe.router.type,
         "experts": [expert.name for expert in loadout.experts],
-        "domains": {}, "variants": [], "oracle": None, "tasks": None, "baseline": None,
+        "domains": {}, "variants": [], "oracle": None, "retrained": None, "tasks": None, "baseline": None,
         "settings": {
             "split": split, "limit": limit, "max_tokens": max_tokens, "too_long": too_long, "generate": generates,
             "resamples": resamples, "seed": seed, "random": not no_random, "quantize": quantize,
-            "dtype": str(next(stage.model.parameters()).dtype).removeprefix("torch."),
         },
     }  # fmt: skip
-    told: list[Finding] = []
-    if judged.data:
-        told += _judge(data, stage, loadout, variants, judged, generates=generates, out=out)
-    if suites:
-        data["tasks"] = suites.run(stage, variants, limit=limit, seed=seed, say=out.say)
+    new = [Path(text) for text in retrain]
+    with control(new, judged, loadout, retrain_epochs, retrain_rate, seed, device, out) as (
+        others,
+        data["retrained"],
+    ):
+        variants = plan(loadout, without=without, seed=None if no_random else seed, others=others)
+        suites = _suites(tasks, include_path, variants)
+        with bar(out, "fetching") as fetched:
+            stage = open_stage(
+                variants, device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code,
+                progress=fetched,
+            )  # fmt: skip
+        data["settings"]["dtype"] = str(next(stage.model.parameters()).dtype).removeprefix("torch.")
+        told = _judge(data, stage, loadout, variants, judged, generates=generates, out=out) if judged.data else []
+        if suites:
+            data["tasks"] = suites.run(stage, variants, limit=limit, seed=seed, say=out.say)
     out.warn(told)
     regressions = _against(data, before, max_regression)
     findings = [*checks, *told, *regressions]
     if page:
-        from lmoe_cli.evaluate.page import page as made
-
         write_file(page, made(data, findings).encode(), force=force)
         out.say(f"{page}: written")
     show(out, data)

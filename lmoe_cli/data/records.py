@@ -11,7 +11,7 @@ from typing import Any
 
 from lmoe_cli import hashes
 from lmoe_cli.engine.prompt import Message
-from lmoe_cli.errors import InvalidFileError
+from lmoe_cli.errors import InvalidFileError, NotFoundError
 from lmoe_cli.files import opened
 from lmoe_cli.strict_json import parse_object
 
@@ -52,6 +52,9 @@ def read_records(path: Path) -> Iterator[Record]:
         NotFoundError: It is not there.
         InvalidFileError: It holds no record, or a line of it is none.
     """
+    if not path.exists():
+        hint = "check the spelling and the folder"
+        raise NotFoundError("not-found", f"{path}: no such data file", hint=hint, where=str(path))
     is_empty = True
     with opened(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):

@@ -62,6 +62,29 @@ class Baseline:
     losses: Mapping[str, float]
     """Domain, or `MEAN` → nats per token."""
 
+    def require_files(self, files: Mapping[str, str]) -> None:
+        """Refuse other files before anything is computed.
+
+        Args:
+            files: Domain → SHA-256.
+
+        Raises:
+            UsageError: One is not what was judged by, or is missing.
+        """
+        self._require({name: (self.domains.get(name, ("",))[0], digest) for name, digest in files.items()})
+
+    def require_same(self, domains: Mapping[str, tuple[str, str, int]]) -> None:
+        """Refuse what was judged by something else. See `require_files`."""
+        self._require({name: (self.domains.get(name), own) for name, own in domains.items()})
+
+    def _require(self, pairs: Mapping[str, tuple[object, object]]) -> None:
+        missing = dict.fromkeys(self.domains.keys() - pairs.keys(), (0, 1))
+        for name, (before, now) in sorted({**pairs, **missing}.items()):
+            if before != now:
+                message = f"{self.path}: the domain '{name}' is not what it was judged by there"
+                hint = "the same --data, --split, --limit and tokenizer, or a new baseline"
+                raise UsageError("baseline-differs", message, hint=hint, where=str(self.path))
+
 
 def read_baseline(path: Path) -> Baseline:
     """Read what ``lmoe eval --json`` printed.
@@ -89,7 +112,7 @@ def compare(data: Mapping[str, Any], baseline: Baseline, most: float) -> tuple[d
     """The recipe's loss beside an earlier one.
 
     Args:
-        data: Of this evaluation; see `document.document`.
+        data: Of this evaluation; as ``lmoe eval --json`` tells it.
         baseline: The earlier one.
         most: Nats per token that a domain, or the mean, may be worse by.
 
@@ -100,12 +123,9 @@ def compare(data: Mapping[str, Any], baseline: Baseline, most: float) -> tuple[d
     Raises:
         UsageError: It was judged by something else.
     """
-    now = {name: (one["sha256"], one["split"], one["judged_tokens"]) for name, one in data["domains"].items()}
-    for name in sorted(baseline.domains.keys() | now.keys()):
-        if baseline.domains.get(name) != now.get(name):
-            message = f"{baseline.path}: the domain '{name}' is not what it was judged by there"
-            hint = "the same --data, --split, --limit and tokenizer, or a new baseline"
-            raise UsageError("baseline-differs", message, hint=hint, where=str(baseline.path))
+    baseline.require_same(
+        {name: (one["sha256"], one["split"], one["judged_tokens"]) for name, one in data["domains"].items()}
+    )
     recipe = next(variant for variant in data["variants"] if variant["name"] == "recipe")
     losses = {name: numbers["nats_per_token"] for name, numbers in recipe["domains"].items()}
     losses[MEAN] = recipe["mean"]["nats_per_token"]
