@@ -8,6 +8,7 @@ import click
 from demo_model.demo import QUICK, Settings, make_demo
 from demo_model.evaluate import Matrix, missed_bars
 from demo_model.package import RefusedError, require_replaceable, write_demo
+from demo_model.party import train_party
 from demo_model.report import page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,9 @@ def main(out: Path | None, quick: bool, no_bars: bool, seed: int) -> None:
         size = write_demo(demo, target)
     except RefusedError as error:
         raise click.ClickException(str(error)) from error
+    if out is None:
+        click.echo("party: the gate between the classes")
+        train_party(PACKAGE, ROOT / "recipes", seed + 40)
     report = out / "demo-matrix.md" if out else PAGE
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(page(demo, settings, size), encoding="utf-8")

@@ -20,7 +20,7 @@ MOST_BYTES = 10_000_000
 INIT = '"""The embedded demo: an adventurer and three classes, as package data."""\n'
 
 
-_PARTS = frozenset({"__init__.py", "__pycache__", "demo-matrix.md", BASE, *CLASSES})
+_PARTS = frozenset({"__init__.py", "__pycache__", "demo-matrix.md", BASE, *CLASSES, "party"})
 
 
 class RefusedError(Exception):

@@ -20,6 +20,8 @@ from lmoe_cli.disk import READABLE
 from lmoe_cli.errors import AccessError, InvalidFileError, NotFoundError, UsageError
 
 DEMO = Path(__file__).parent / "demo"
+DEMO_FILES = ("config.json", "adapter_config.json", "router.json")
+"""Of which any demo has one: it is a base, an adapter or a trained router."""
 REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,200}")
 MAX_FILES = 100_000
 
@@ -264,11 +266,7 @@ def demos() -> list[str]:
     """Names of what comes with lmoe."""
     if not DEMO.is_dir():
         return []
-    return sorted(path.name for path in DEMO.iterdir() if (path / "config.json").is_file() or _is_adapter(path))
-
-
-def _is_adapter(path: Path) -> bool:
-    return (path / "adapter_config.json").is_file()
+    return sorted(path.name for path in DEMO.iterdir() if any((path / name).is_file() for name in DEMO_FILES))
 
 
 def inside(name: str, where: str) -> None:
