@@ -54,6 +54,9 @@ def run(arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:  # a group without a command says what it has
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _tell(LmoeError("interrupted", "interrupted"), arguments, EXIT_INTERRUPTED)
     except TerminatedError as ended:

@@ -71,7 +71,9 @@ def grow(
     from lmoe_cli.regrow import change
 
     told = change.grow(old, new, folder, force=force, trust_remote_code=trust_remote_code)
-    by = f"the sign of its rows from {told['texts']} texts" if told["texts"] else "no text tells the sign of its rows"
+    count = told["texts"]
+    texts = f"the sign of its rows is from {count} text{'s' if count > 1 else ''}"
+    by = texts if count else "no text tells the sign of its rows: --example, --data or --description would"
     out.say(f"{folder}: {name} joined at {told['places'] - len(told['idle_at'])} of {told['places']} places; {by}")
     _end(out, told)
 

@@ -18,6 +18,7 @@ from lmoe_cli.bake.divergence import kl, measure
 from lmoe_cli.bake.model import bake_model
 from lmoe_cli.bake.routed import measure as mean_gates
 from lmoe_cli.bake.routed import with_means
+from lmoe_cli.bank.routed import Routing
 from lmoe_cli.cli.root import lmoe
 from lmoe_cli.data.examples import Encoder
 from lmoe_cli.data.records import read_records
@@ -197,6 +198,21 @@ def test_fixed_gates_of_a_place_act_on_all_that_shares_it_and_on_nothing_else(tm
     expected = logits_by_hand(engine.loadout, tiny.tokens(), gates_at)
     found = start(with_means(engine, means), device="cpu", dtype="float32").logits(tiny.tokens())
     assert_close(found, expected)
+
+
+KINDS = [("qwen3_moe", "experts"), ("mixtral", "experts"), ("qwen3_moe", "gate"), ("gpt2", "lora"), ("llama", "dora")]
+
+
+@pytest.mark.parametrize(("arch", "variant"), [*KINDS, ("llama", "ia3"), ("llama", "lora_bias")])
+def test_fixed_gates_are_those_of_a_router_that_says_them_of_every_token(arch, variant):
+    engine = start(loadout_of({"type": "arrow"}, variant, arch, NAMES[:2]), device="cpu", dtype="float32")
+    torch.manual_seed(0)
+    means = {name: torch.rand(2).tolist() for name in engine.bank.places}
+    for name, place in engine.bank.places.items():
+        place.gates.route = lambda x, name=name: Routing(torch.tensor(means[name]).expand(*x.shape[:-1], 2))
+    found = start(with_means(engine, means), device="cpu", dtype="float32").logits(tiny.tokens())
+    assert_close(found, engine.logits(tiny.tokens()))
+    assert not torch.allclose(found, engine.detach()(tiny.tokens()).logits, atol=1e-2)
 
 
 def test_kl_is_what_its_definition_says_of_the_logits(tmp_path, data):

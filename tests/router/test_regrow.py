@@ -11,7 +11,7 @@ import tiny
 import torch
 from click.testing import CliRunner
 from laws.cases import assert_close
-from router.made import places_of, save_gate, settings
+from router.made import NAMES, adapter, loadout_of, places_of, save_gate, settings
 from safetensors.torch import load_file
 from tiny_tokenizer import save_tokenizer
 
@@ -20,6 +20,8 @@ from lmoe_cli.cli.root import lmoe, run
 from lmoe_cli.engine.build import load, start
 from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.parse import read_recipe
+from lmoe_cli.loadout.routers import GateRouter
+from lmoe_cli.loadout.write import recipe_text
 from lmoe_cli.regrow.rows import Rows, idle
 
 TARGETS = {"a": ["q_proj", "v_proj", "down_proj"], "b": ["q_proj", "up_proj"], "new": ["k_proj", "up_proj", "o_proj"]}
@@ -237,6 +239,23 @@ def test_a_shared_gate_grows_too(place, share):
         assert after[name][2].any()
 
 
+def test_a_gate_of_a_mixture_grows_and_shrinks(tmp_path):
+    loadout = loadout_of({"type": "arrow"}, "experts", "qwen3_moe", NAMES[:2])
+    places = places_of(start(loadout, device="cpu", dtype="float32"))
+    assert "model.layers.0.mlp.experts" in places
+    before = save_gate(tmp_path / "gate", loadout, places, settings(activation="topk"))
+    recipe = loadout.recipe.model_copy(update={"router": GateRouter(type="gate", artefact="./gate")})
+    (tmp_path / "mix.yaml").write_text(recipe_text(recipe))
+    data(grow(tmp_path / "mix.yaml", tmp_path / "grown", ref=adapter("qwen3_moe", "experts", 2)))
+    load(tmp_path / "grown" / "recipe.yaml", device="cpu").logits(tiny.tokens())
+    data(shrink(tmp_path / "grown" / "recipe.yaml", "zero", tmp_path / "shrunk"))
+    load(tmp_path / "shrunk" / "recipe.yaml", device="cpu").logits(tiny.tokens())
+    after = gate_at(tmp_path / "shrunk")
+    for place, (weight, _) in before.items():
+        assert torch.equal(after[f"{place}.weight"][0], weight[1])
+        assert after[f"{place}.weight"].shape == weight.shape
+
+
 def test_growing_twice_gives_the_same_bytes(place):
     recipe = trained(place)
     for out in ("one", "two"):
@@ -324,6 +343,13 @@ def test_what_cannot_grow_or_shrink_says_why_and_leaves_nothing(place, capfd):
     other = recipe_of(place, ("a", "new"), "type: gate, artefact: ./gate")
     assert "error[router-experts-differ]" in refusal(capfd, "shrink", other, "a", "--out", out, code=1)
     assert not out.exists()
+
+
+def test_the_group_alone_says_what_it_has(capfd):
+    told = refusal(capfd)
+    assert "Usage: lmoe router" in told
+    assert "shrink" in told
+    assert "error" not in told
 
 
 def test_the_last_expert_stays(place, capfd):
