@@ -70,6 +70,8 @@ def test_a_wrong_recipe_is_refused_before_anything_heavy_is_loaded(tmp_path):
         ("chat", "--loadout"),
         ("bake", "--out", str(tmp_path / "out")),
         ("bench",),
+        ("eval", "--data", "talk.jsonl"),
+        ("fit", "--data", "talk.jsonl", "--out", str(tmp_path / "new.yaml")),
         ("similarity", "--loadout"),
     ):
         assert loaded_by(*command, str(recipe)) == (2, set())

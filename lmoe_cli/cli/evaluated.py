@@ -23,7 +23,7 @@ def show(out: Output, data: dict[str, Any]) -> None:
         ]
         if any(cell for row in rows for cell in row[1:]):
             out.table(title, ("", *columns), rows)
-    if domains:
+    if data["experts"] and domains:
         out.say("in brackets: less the recipe's, ± half of the 95 % interval of a paired bootstrap over records")
     if data["oracle"] and data["oracle"]["chosen"]:
         told = ", ".join(f"{name} on {domain}" for domain, name in data["oracle"]["chosen"].items())

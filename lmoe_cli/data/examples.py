@@ -141,7 +141,7 @@ class Encoder:
         return ended, learned + [record.messages[-1]["role"] == "assistant"] * (len(ended) - len(tokens))
 
     def _plain(self, text: str, *, begins: bool) -> list[int]:
-        return [int(token) for token in self.tokenizer(text, add_special_tokens=begins)["input_ids"]]
+        return [int(token) for token in self.tokenizer(text, add_special_tokens=begins, verbose=False)["input_ids"]]
 
     def _ended(self, tokens: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id

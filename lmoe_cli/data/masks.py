@@ -20,6 +20,8 @@ from lmoe_cli.engine.prompt import Message
 from lmoe_cli.engine.template import try_template
 from lmoe_cli.errors import InvalidFileError
 
+QUIETLY = {"verbose": False}
+"""A conversation longer than the model holds is told by the encoder, not by the tokenizer."""
 MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -63,7 +65,10 @@ class Templated:
 
     def _marked(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         found = self._tokenizer.apply_chat_template(
-            [dict(one) for one in messages], return_dict=True, return_assistant_tokens_mask=True
+            [dict(one) for one in messages],
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs=QUIETLY,
         )
         return [int(token) for token in found["input_ids"]], [bool(one) for one in found["assistant_masks"]]
 
@@ -95,7 +100,7 @@ class Templated:
 
     def _render(self, messages: Sequence[Message], *, asks: bool = False) -> list[int]:
         found = self._tokenizer.apply_chat_template(
-            [dict(one) for one in messages], add_generation_prompt=asks, return_dict=False
+            [dict(one) for one in messages], add_generation_prompt=asks, return_dict=False, tokenizer_kwargs=QUIETLY
         )
         return [int(token) for token in found]
 

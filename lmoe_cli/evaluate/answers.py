@@ -40,7 +40,7 @@ def matches(engine: Engine, cases: Sequence[Case], advance: Callable[[int], None
 def _matches(engine: Engine, case: Case, advance: Callable[[int], None]) -> bool:
     messages = case.record.messages
     due = messages[-1]["content"].strip()
-    most = len(engine.tokenizer(due)["input_ids"]) + ROOM
+    most = len(engine.tokenizer(due, verbose=False)["input_ids"]) + ROOM
     advance(1)
     try:
         answer = engine.stream(messages[:-1], Sampling(temperature=0, max_new_tokens=most))
