@@ -24,7 +24,7 @@ of cache costs more than the writing, and would push out what other programs rea
 REPORT = "bake-report.json"
 TRAINED = "train-report.json"
 ROUTER = "router.json"
-"""What every folder holds that lmoe baked. Only such a folder, or an empty one, may be replaced by ``--force``."""
+"""What folders hold that lmoe baked or trained. Only such a folder, or an empty one, may be replaced by ``--force``."""
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -138,7 +138,8 @@ def refuse_existing(target: Path, *, force: bool) -> None:
     if not force:
         raise _exists(target)
     is_folder = target.is_dir() and not target.is_symlink()
-    ours = is_folder and (not any(target.iterdir()) or any((target / name).is_file() for name in (REPORT, TRAINED, ROUTER)))
+    marks = (REPORT, TRAINED, ROUTER)
+    ours = is_folder and (not any(target.iterdir()) or any((target / name).is_file() for name in marks))
     if not ours:
         hint = "choose another --out, or remove it yourself"
         raise UsageError("output-not-ours", f"{target}: not a folder that lmoe wrote", hint=hint, where=str(target))

@@ -20,7 +20,7 @@ COMMANDS = {
     "inspect": Entry("lmoe_cli.cli.inspect:inspect", "Say what an adapter, base or loadout is, from headers alone."),
     "check": Entry("lmoe_cli.cli.check:check", "Check that the parts of recipes fit together."),
     "init": Entry("lmoe_cli.cli.init:init", "Write a recipe for some adapters."),
-    "schema": Entry("lmoe_cli.cli.schema:schema", "Print the JSON Schema of recipes or of training configs."),
+    "schema": Entry("lmoe_cli.cli.schema:schema", "Print the JSON Schema of recipes, or of training configs."),
     "route": Entry("lmoe_cli.cli.route:route", "Show which expert has how much say in which token."),
     "train": Entry("lmoe_cli.cli.train:train", "Train experts, the gate between them, or both."),
     "bake": Entry("lmoe_cli.cli.bake:bake", "Write a loadout as one ordinary model or adapter."),

@@ -101,7 +101,7 @@ def test_experts_of_every_kind_compute_what_their_deltas_add_to_the_base(model, 
     layer = bank.modules[name]
     x = torch.randn(2, 5, 64)
     y = layer.base(x)
-    start, stop = layer.shared.bounds[layer._member]
+    start, stop = layer.shared.bounds[layer.member]
     expected = y + x @ ((layer.b.matrix / 3) @ layer.shared.a[start:stop]).T
     if kind == "dora":
         expected = expected + y * layer.row.stack.sum(0) / 3
