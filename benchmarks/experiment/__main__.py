@@ -31,7 +31,6 @@ def measure(data: Path = DATA, folder: Path | None = None) -> dict[str, Any]:
         data: Folder with a JSONL file per domain.
         folder: For what is trained; a temporary one when None.
     """
-    torch.set_num_threads(2)
     place = folder or Path(tempfile.mkdtemp(prefix="lmoe-experiment-"))
     started = time.perf_counter()
 

@@ -21,7 +21,7 @@ GATES: dict[str, dict[str, Any]] = {
     "hard1": {"activation": "hard1", "share": "block"},
 }
 TRAINER = {"batch_size": 24, "max_length": 192, "packing": True, "seed": 0}
-EXPERT_RATE, GATE_RATE = 3e-3, 3e-3
+EXPERT_RATE, GATE_RATE = 3e-3, 2e-2
 
 
 def write_data(source: Path, folder: Path, domains: Sequence[str], most: Mapping[str, int]) -> None:
