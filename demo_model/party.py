@@ -1,4 +1,4 @@
-"""The party: scenes, each answered by the class that is at home there; the gate between the classes learns from them."""
+"""The party: scenes, each answered by the class at home there; the gate between the classes learns from them."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from lmoe_cli.train.training import Order, train
 
 PARTY = "party"
 
-TRAIN, VALID = 240, 40
+TRAIN, VALID = 500, 40
 """Conversations of each class to learn from, and of scenes that no training text contains."""
 
 

@@ -94,7 +94,7 @@ def train_base(conversations: Sequence[list[dict[str, str]]], folder: Path, *, e
 def read_conversations(path: Path, split: str, most: int) -> list[list[dict[str, str]]]:
     """The first conversations of a split of a data file."""
     found = []
-    for line in path.read_text().splitlines():
+    for line in filter(None, path.read_text().split("\n")):
         entry = json.loads(line)
         if entry.get("split") == split:
             found.append([{key: one[key] for key in ("role", "content")} for one in entry["messages"]])
