@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lmoe_cli import codes
+from lmoe_cli.codes import parts, uses
 
 GROUPS = {
-    "Files": codes.FILES,
-    "The Hub": codes.HUB,
-    "Adapters": codes.ADAPTERS,
-    "Recipes": codes.RECIPES,
-    "Bases": codes.BASES,
-    "Do the parts fit?": codes.FIT,
-    "Running": codes.RUN,
-    "Routers": codes.ROUTERS,
-    "Data": codes.DATA,
-    "Evaluating": codes.EVALUATE,
-    "Baking": codes.BAKE,
-    "Comparing": codes.SIMILARITY,
-    "Use": codes.USE,
+    "Files": parts.FILES,
+    "The Hub": parts.HUB,
+    "Adapters": parts.ADAPTERS,
+    "Recipes": parts.RECIPES,
+    "Bases": parts.BASES,
+    "Do the parts fit?": parts.FIT,
+    "Running": uses.RUN,
+    "Routers": uses.ROUTERS,
+    "Data": uses.DATA,
+    "Training": uses.TRAIN,
+    "Evaluating": uses.EVALUATE,
+    "Baking": uses.BAKE,
+    "Comparing": uses.SIMILARITY,
+    "Use": uses.USE,
 }
 OPENING = """# Findings
 
