@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import baking, folding, gpu, kinds, page, profiles, results, speed, starting
+from benchmarks import baking, folding, gpu, kinds, page, profiles, results, routed, speed, starting, training
 from lmoe_cli.bench.machine import machine
 
 
@@ -32,6 +32,8 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "fold": folding.measure,
     "start": starting.measure,
     "bake": baking.measure,
+    "routed": routed.measure,
+    "training": training.measure,
     "gpu": gpu.measure,
 }
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from benchmarks import baking, folding, gpu, kinds, profiles, speed, starting
+from benchmarks import baking, folding, gpu, kinds, profiles, routed, speed, starting, training
+from benchmarks.experiment import telling
 
 PATH = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 FRAME = Path(__file__).with_name("page.md")
@@ -16,6 +17,9 @@ TEXTS = {
     "fold": folding.text,
     "start": starting.text,
     "bake": baking.text,
+    "routed": routed.text,
+    "training": training.text,
+    "experiment": telling.text,
     "gpu": gpu.text,
 }
 SECTIONS = (*speed.GROUPS, *TEXTS)

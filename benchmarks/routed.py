@@ -1,0 +1,217 @@
+"""What routers cost that decide per token: as experts become many, and beside X-LoRA and Arrow as PEFT has them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.process import child
+from benchmarks.table import at_least, at_most, markdown
+from lmoe_cli.bank.bank import Bank
+from lmoe_cli.bench import synthetic
+from lmoe_cli.bench.measure import measure as timed
+from lmoe_cli.bench.variants import Variant
+from lmoe_cli.bench.work import Decode, Prefill
+from lmoe_cli.engine.attach import attach, detach, listen
+from lmoe_cli.loadout.routers import ArrowRouter as ArrowSettings
+from lmoe_cli.loadout.trained import GateSettings
+from lmoe_cli.router.arrow import ArrowRouter
+from lmoe_cli.router.gate import Gate
+
+COUNTS, RANK, LAYERS, KEPT = (4, 16, 64), 16, 8, 2
+CONTEXT, PROMPT = 512, 1024
+LIMITS = {"decode": 1.15, "prompt": 1.5}
+"""Time of many experts, of that of 4, that was asked for at most."""
+TIMES_XLORA = 10.0
+WORK = {"decode": Decode(1, 32, 8), "prompt": Prefill(PROMPT)}
+ROUNDS = {"decode": 15, "prompt": 5}
+
+
+def measure() -> dict[str, Any]:
+    """Both comparisons, each in a process of its own."""
+    many = [row for what in LIMITS for share in ("site", "block") for row in child("benchmarks.routed", what, share)]
+    return {"many": many, "beside": child("benchmarks.routed", "beside")}
+
+
+def text(found: dict[str, Any]) -> str:
+    """The tables in Markdown."""
+    head = ("what", "gates of", "experts", "ms/token", "± quartiles", "time, of 4", "asked")
+    cells = [
+        (row["what"], row["share"], row["experts"], f"{row['ms_per_token']:.3f}", f"{row['spread']:.0%}",
+         f"{1 / row['ratio_to_base']:.2f}",
+         "" if row["experts"] == COUNTS[0] else at_most(1 / row["ratio_to_base"], LIMITS[row["what"]]))
+        for row in found["many"]
+    ]  # fmt: skip
+    rows = found["beside"]
+    own = {(row["router"], row["experts"]): row for row in rows}
+    beside = [
+        (row["router"], row["experts"], f"{row['ms_per_token']:.1f}" if "ms_per_token" in row else row["refused"],
+         f"{row['peak_mb']:.0f}" if "peak_mb" in row else "", _asked(row, own))
+        for row in rows
+    ]  # fmt: skip
+    titles = ("router", "experts", f"ms/token after {CONTEXT} tokens", f"MB for a prompt of {CONTEXT}", "asked")
+    return markdown(head, cells) + "\n" + markdown(titles, beside)
+
+
+def _asked(row: dict[str, Any], own: dict[tuple[str, int], dict[str, Any]]) -> str:
+    other = own.get(("X-LoRA, PEFT" if row["router"] == "gate, lmoe" else "Arrow, PEFT", row["experts"]), {})
+    if not row["router"].endswith("lmoe") or "ms_per_token" not in other:
+        return ""
+    times = other["ms_per_token"] / row["ms_per_token"]
+    return f"{times:.1f} x as fast, " + at_least(times, TIMES_XLORA if row["router"] == "gate, lmoe" else 1.0)
+
+
+def many(what: str, share: str) -> list[dict[str, Any]]:
+    """A gate that lets two experts act on each token, over 4, 16 and 64 of them."""
+    torch.manual_seed(0)
+    model = synthetic.synthetic_model("qwen3-0.6b", LAYERS, torch.float32, torch.device("cpu"))
+    variants = []
+    for count in COUNTS:
+        bank = synthetic.synthetic_bank(model, count, RANK, torch.float32, share=share)
+        for place in bank.places.values():
+            place.gates.route = _random_gate(place.width, count)
+        variants.append(_variant(model, bank))
+    rows = timed(model, variants, WORK[what], ROUNDS[what])
+    return [{"what": what, "share": share, **asdict(row)} for row in rows]
+
+
+def _random_gate(width: int, count: int) -> Gate:
+    gate = Gate(width, count, GateSettings(activation="topk", top_k=KEPT))
+    nn.init.normal_(gate.weight)
+    return gate.requires_grad_(False)
+
+
+def _variant(model: nn.Module, bank: Bank) -> Variant:
+    handles: list[Any] = []
+
+    def enter() -> None:
+        bank.gates.set([1.0] * len(bank.names))
+        attach(model, bank.live)
+        handles.extend(listen(model, bank.places))
+
+    def leave() -> None:
+        while handles:
+            handles.pop().remove()
+        detach(model, bank.live)
+
+    return Variant("routed", len(bank.names), bank.size * KEPT // len(bank.names), bank.size, enter, leave)
+
+
+def beside() -> list[dict[str, Any]]:
+    """Lmoe's routers and PEFT's on the same base, by turns; what PEFT refuses is told."""
+    rows = []
+    for count in COUNTS[:2]:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, make in _makers(count, Path(folder)).items():
+                row: dict[str, Any] = {"router": name, "experts": count}
+                try:
+                    rows.append(row | _one(make()))
+                except Exception as error:  # noqa: BLE001 - whatever PEFT fails with is told
+                    rows.append(row | {"refused": f"{type(error).__name__}: {str(error)[:80]}"})
+    return rows
+
+
+def _one(model: nn.Module) -> dict[str, float]:
+    """Time of a token after a context, and memory for the prompt."""
+    ids = torch.randint(5, 900, (1, CONTEXT), generator=torch.Generator().manual_seed(0))
+    before, peak, stop = _resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.005):
+            peak[0] = max(peak[0], _resident())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    with torch.inference_mode():
+        out = model(input_ids=ids, use_cache=True)
+    stop.set()
+    watcher.join()
+    # X-LoRA looks at the whole text for each token: it keeps nothing.
+    cache, times = None if getattr(model, "reads_all", False) else out.past_key_values, []
+    with torch.inference_mode():
+        for _ in range(4):
+            token = ids[:, :1]
+            started = time.perf_counter()
+            if cache is not None:
+                cache = model(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
+            else:
+                ids = torch.cat([ids, token], 1)
+                model(input_ids=ids, use_cache=False)
+            times.append(time.perf_counter() - started)
+    return {"ms_per_token": statistics.median(times[1:]) * 1e3, "peak_mb": (peak[0] - before) / 1e6}
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def _base() -> nn.Module:
+    return synthetic.synthetic_model("qwen3-0.6b", LAYERS, torch.float32, torch.device("cpu"))
+
+
+def _makers(count: int, folder: Path) -> dict[str, Callable[[], nn.Module]]:
+    import peft
+
+    warnings.simplefilter("ignore")
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    places = []
+    for number in range(count):
+        torch.manual_seed(number)
+        config = peft.LoraConfig(
+            r=RANK, lora_alpha=RANK, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM"
+        )
+        peft.get_peft_model(_base(), config).save_pretrained(folder / str(number))
+        places.append(str(folder / str(number)))
+
+    def own(route: str) -> nn.Module:
+        model = _base()
+        bank = synthetic.synthetic_bank(model, count, RANK, torch.float32, share="site")
+        bank.gates.set([1.0] * count)
+        router = ArrowRouter(ArrowSettings(type="arrow", top_k=KEPT), {})
+        for place in bank.places.values():
+            place.gates.route = router.route_at(place) if route == "arrow" else _random_gate(place.width, count)
+        attach(model, bank.live)
+        listen(model, bank.places)
+        return model
+
+    def xlora() -> nn.Module:
+        model = _base()
+        config = peft.XLoraConfig(
+            task_type="CAUSAL_LM",
+            hidden_size=model.config.hidden_size,
+            adapters={str(number): place for number, place in enumerate(places)},
+        )
+        wrapped = peft.get_peft_model(model, config).eval()
+        wrapped.reads_all = True
+        return wrapped
+
+    def arrow() -> nn.Module:
+        return peft.create_arrow_model(_base(), places, peft.ArrowConfig(top_k=KEPT)).eval()
+
+    return {
+        "gate, lmoe": lambda: own("gate"),
+        "X-LoRA, PEFT": xlora,
+        "arrow, lmoe": lambda: own("arrow"),
+        "Arrow, PEFT": arrow,
+    }
+
+
+def main(what: str, *rest: str) -> None:
+    """Measure one comparison and print the rows as JSON."""
+    print(json.dumps(beside() if what == "beside" else many(what, *rest)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

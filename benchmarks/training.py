@@ -1,0 +1,171 @@
+"""What joint training of several experts and their gate costs, beside one PEFT LoRA of the same total rank."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.process import child
+from benchmarks.table import at_most, markdown
+from lmoe_cli.bench import synthetic
+
+EXPERTS, RANK, LAYERS = 4, 8, 8
+ROWS, TOKENS, ROUNDS = 2, 256, 5
+MOST = 1.3
+GATES: dict[str, dict[str, Any]] = {
+    "softmax": {"activation": "softmax"},
+    "top-2": {"activation": "topk", "top_k": 2},
+    "hard1": {"activation": "hard1"},
+}
+
+
+def measure() -> dict[str, Any]:
+    """All of them by turns in one process; memory of each in a process of its own."""
+    rows = child("benchmarks.training", "time")
+    for row in rows:
+        row["peak_mb"] = child("benchmarks.training", "memory", row["what"])
+    return {"rows": rows}
+
+
+def text(found: dict[str, Any]) -> str:
+    """The table in Markdown."""
+    first = found["rows"][0]
+    head = ("what is trained", "ms/token", "± quartiles", "time, of PEFT", "MB", "memory, of PEFT", "asked")
+    cells = [
+        (row["what"], f"{row['ms_per_token']:.2f}", f"{row['spread']:.0%}", f"{row['ratio']:.2f}",
+         f"{row['peak_mb']:.0f}", f"{row['peak_mb'] / first['peak_mb']:.2f}",
+         "" if row is first else at_most(max(row["ratio"], row["peak_mb"] / first["peak_mb"]), MOST))
+        for row in found["rows"]
+    ]  # fmt: skip
+    return markdown(head, cells)
+
+
+Step = Callable[[], None]
+
+
+def _steps(folder: Path) -> dict[str, Callable[[], Step]]:
+    base = folder / "base"
+    synthetic.synthetic_model("qwen3-0.6b", LAYERS, torch.float32, torch.device("cpu")).save_pretrained(base)
+    made: dict[str, Callable[[], Step]] = {f"one LoRA of rank {EXPERTS * RANK}, PEFT": lambda: _peft(base)}
+    for name in GATES:
+        for share in ("block", "site"):
+            told = f"{EXPERTS} experts of rank {RANK} and a gate, {name}, per {share}"
+            made[told] = lambda name=name, share=share: _joint(folder, name, share)  # type: ignore[misc]
+    return made
+
+
+def _batch() -> dict[str, torch.Tensor]:
+    ids = torch.randint(5, 900, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids)}
+
+
+def _peft(base: Path) -> Step:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    rank = EXPERTS * RANK
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    return _step(model, lambda batch: model(**batch).loss)
+
+
+def _joint(folder: Path, gate: str, share: str) -> Step:
+    from lmoe_cli.loadout.base import read_base
+    from lmoe_cli.loadout.loadout import resolve
+    from lmoe_cli.loadout.recipe import Recipe
+    from lmoe_cli.source import open_source
+    from lmoe_cli.train.config import TrainConfig
+    from lmoe_cli.train.fresh import write_fresh
+    from lmoe_cli.train.stage import assemble, runs_of
+
+    names = [f"e{number}" for number in range(EXPERTS)]
+    told: dict[str, Any] = {"base": str(folder / "base"), "gate": {**GATES[gate], "share": share}}
+    told |= {"experts": {name: {"rank": RANK, "data": "none"} for name in names}, "stages": [{"train": "joint"}]}
+    config = TrainConfig.model_validate(told)
+    for number, name in enumerate(names):
+        place = folder / name
+        if not place.exists():
+            place.mkdir()
+            write_fresh(place, read_base(open_source(str(folder / "base"))), config.experts[name], number)
+    recipe = {"base": str(folder / "base"), "experts": {name: {"adapter": str(folder / name)} for name in names}}
+    loadout = resolve(Recipe.model_validate(recipe), "the benchmark")
+    trainee = assemble(loadout, runs_of(config, 0)[0], config, torch.device("cpu"), None).trainee
+
+    def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        losses = trainee(experts=torch.full_like(batch["labels"], -1), **batch)
+        assert losses.gate is not None, "it has one"
+        total: torch.Tensor = losses.nats / batch["labels"].numel() + 0.01 * losses.gate.balance
+        return total
+
+    return _step(trainee, loss)
+
+
+def _step(model: torch.nn.Module, loss: Callable[[dict[str, torch.Tensor]], torch.Tensor]) -> Step:
+    model.train()
+    own = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, batch = torch.optim.AdamW(own, lr=1e-4), _batch()
+
+    def step() -> None:
+        loss(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _timed(folder: Path) -> list[dict[str, Any]]:
+    steps = {what: make() for what, make in _steps(folder).items()}
+    times: dict[str, list[float]] = {what: [] for what in steps}
+    for number in range(ROUNDS + 1):
+        for what, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if number:
+                times[what].append((time.perf_counter() - started) / (ROWS * TOKENS))
+    first = next(iter(times.values()))
+    return [
+        {
+            "what": what,
+            "ms_per_token": statistics.median(own) * 1e3,
+            "spread": (statistics.quantiles(own, n=4)[2] - statistics.quantiles(own, n=4)[0]) / statistics.median(own),
+            "ratio": statistics.median([mine / other for mine, other in zip(own, first, strict=True)]),
+        }
+        for what, own in times.items()
+    ]
+
+
+def _peak(folder: Path, what: str) -> float:
+    step = _steps(folder)[what]()
+    peak, stop = [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.01):
+            peak[0] = max(peak[0], int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    step()
+    step()
+    stop.set()
+    watcher.join()
+    return (peak[0] - before) / 1e6
+
+
+def main(kind: str, what: str = "") -> None:
+    """Measure and print as JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(_timed(Path(folder)) if kind == "time" else _peak(Path(folder), what)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
