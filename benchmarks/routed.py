@@ -35,7 +35,7 @@ CONTEXT, PROMPT = 512, 1024
 LIMITS = {"decode": 1.15, "prompt": 1.5}
 """Time of many experts, of that of 4, that was asked for at most."""
 TIMES_XLORA = 10.0
-WORK = {"decode": Decode(1, 32, 8), "prompt": Prefill(PROMPT)}
+WORK = {"decode": Decode(1, 32, 8), "prompt": Prefill(1, PROMPT)}
 ROUNDS = {"decode": 15, "prompt": 5}
 
 

@@ -44,10 +44,12 @@ def loaded_by(*arguments: str, names: tuple[str, ...] = HEAVY) -> tuple[int, set
         ("--version",),
         ("ls",),
         ("schema",),
+        ("schema", "train"),
         ("inspect", "adapter", "demo:mage"),
         ("inspect", "base", "demo:adventurer"),
         ("inspect", "loadout", "recipes/battlemage.yaml"),
         ("check", "recipes/battlemage.yaml"),
+        ("check", "recipes/party.yaml"),
         ("completion", "bash"),
     ],
 )
@@ -56,7 +58,7 @@ def test_a_light_command_loads_no_heavy_package(arguments):
 
 
 @pytest.mark.parametrize(
-    "command", ["chat", "bake", "bench", "similarity", "route", "router", "pull", "rm", "init", "inspect"]
+    "command", ["chat", "train", "eval", "fit", "bake", "bench", "similarity", "route", "router", "pull", "rm", "init"]
 )
 def test_help_of_every_command_loads_click_and_nothing_else(command):
     names = (*HEAVY, "rich", "pydantic", "yaml", "huggingface_hub", "prompt_toolkit")

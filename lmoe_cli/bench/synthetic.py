@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lmoe_cli.bank.bank import Bank, make_bank
+from lmoe_cli.bank.blocks import block_names, block_width
 from lmoe_cli.bank.delta import Delta, Term
 from lmoe_cli.bank.gates import Gates
 from lmoe_cli.bank.routed import Places
@@ -21,6 +22,7 @@ from lmoe_cli.bench.shapes import SHAPES
 from lmoe_cli.bench.work import SEED
 from lmoe_cli.engine.attach import put
 from lmoe_cli.engine.base_model import quietly, require_bitsandbytes
+from lmoe_cli.loadout.routers import Share
 
 SMALL_VOCABULARY = 512
 """Rows of the embedding where only some layers are measured, so that the head does not drown them."""
@@ -122,7 +124,14 @@ def _restore_buffers(model: nn.Module) -> None:
                 setattr(module, name, buffer.to(next(model.parameters()).device))
 
 
-def synthetic_bank(model: nn.Module, experts: int, rank: int, dtype: torch.dtype, kind: Kind = "lora") -> Bank:
+def synthetic_bank(
+    model: nn.Module,
+    experts: int,
+    rank: int,
+    dtype: torch.dtype,
+    kind: Kind = "lora",
+    share: Share | None = None,
+) -> Bank:
     """Random experts on every linear layer of the decoder, all with gate 1/E.
 
     Args:
@@ -131,6 +140,7 @@ def synthetic_bank(model: nn.Module, experts: int, rank: int, dtype: torch.dtype
         rank: Of each expert; of the average one where ranks are mixed.
         dtype: Of the factors.
         kind: Plain LoRA, with a magnitude per row as DoRA has it, with biases, or of ranks that differ.
+        share: What has gates of its own, for a router to be put there.
     """
     tree = Tree(model)
     gates = Gates(experts, next(model.parameters()).device)
@@ -151,7 +161,8 @@ def synthetic_bank(model: nn.Module, experts: int, rank: int, dtype: torch.dtype
         return found
 
     names = tuple(f"expert{number + 1}" for number in range(experts))
-    return make_bank(tree, names, layers, read, Places(gates), dtype)
+    places = Places(gates, share, block_names(model), block_width(model))
+    return make_bank(tree, names, layers, read, places, dtype)
 
 
 def _rank(rank: int, number: int, experts: int) -> int:
