@@ -10,10 +10,11 @@ and values stay valid.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from lmoe_cli.bank.gates import Gates, in_force
@@ -81,16 +82,39 @@ class RoutedGates(Gates):
         if self._looked_at != self._knobs.version:
             self._look_at_knobs()
         if self.is_at_rest or self.route is None:
-            self._active = frozenset()
+            if self._active:  # what modules know of the gates of before holds no more
+                self.version += 1
+                self._derived.clear()
+            self._active, self._is_any_active = frozenset(), False
             return
         self._give(self.route(x), x)
         self._seen, self._asked = weakref.ref(x), [asking]
 
+    @property
+    def are_sparse(self) -> bool:
+        """Whether some experts act on nothing or on a part of the tokens, so far as the router tells.
+
+        A gate of 0 that has a gradient asks what its expert would have done.
+        """
+        if self._chosen_few is None:
+            return not self.values.requires_grad and len(self._active) < self.count
+        return True
+
     def chosen(self) -> tuple[Tensor, Tensor] | None:
-        if self._chosen_few is None or self._turned is not None:
-            return super().chosen()
+        if self._chosen_few is None:
+            return None
         experts, gates = self._chosen_few
+        if self._turned is not None:
+            if self._turned.numel() > self.count:  # rows with knobs of their own
+                return super().chosen()
+            gates = gates * self._turned.view(-1)[experts]
         return experts.flatten(0, -2), gates.flatten(0, -2)
+
+    def coefficients(self, layout: Hashable, owner: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `Gates.coefficients`. Those of many tokens are as large as activations, and not kept."""
+        if self.values.numel() > self.count:
+            return self.values[..., owner].to(dtype)
+        return super().coefficients(layout, owner, dtype)
 
     def _look_at_knobs(self) -> None:
         knobs = self._knobs

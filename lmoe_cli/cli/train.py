@@ -34,7 +34,7 @@ def train(
     from lmoe_cli.train.config import read_config
 
     parsed = read_config(config)
-    target = folder or Path("runs", parsed.name or config.stem)
+    target = folder or Path("runs", parsed.name.strip(". ") or config.stem)
     is_first = os.environ.get("RANK", "0") == "0"
     if not is_first:
         out.quiet = True

@@ -101,7 +101,7 @@ class EncoderRouter(RouterSettings):
         description="The text that decides: all messages of the prompt, the newest message of the user, or the first "
         "one of the conversation.",
     )
-    temperature: float = Field(0.1, gt=0, le=100, description="Divides the similarities; small values choose one.")
+    temperature: float = Field(0.1, ge=1e-6, le=100, description="Divides the similarities; small values choose one.")
     top_k: int | None = Field(None, ge=1, description="Most experts that act; all of them when left out.")
     layer: int | None = Field(
         None, ge=0, description="Block of the base whose output embeds the text; the middle one when left out."
@@ -120,7 +120,7 @@ class ArrowRouter(RouterSettings):
 
     type: Literal["arrow"]
     top_k: int = Field(3, ge=1, description="Experts that act on a token, at each site.")
-    temperature: float = Field(1.0, gt=0, le=1e6, description="Divides the similarities.")
+    temperature: float = Field(1.0, ge=1e-6, le=1e6, description="Divides the similarities.")
 
 
 class GateRouter(RouterSettings):
@@ -135,7 +135,7 @@ class GateRouter(RouterSettings):
     )
     activation: Activation | None = Field(None, description="How scores become gates.")
     top_k: int | None = Field(None, ge=1, description="topk: experts that act on a token, at each site.")
-    temperature: float | None = Field(None, gt=0, le=1e6, description="Divides the scores.")
+    temperature: float | None = Field(None, ge=1e-6, le=1e6, description="Divides the scores.")
 
 
 class PluginRouter(RouterSettings):

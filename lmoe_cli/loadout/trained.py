@@ -47,7 +47,7 @@ class GateSettings(BaseModel):
     activation: Activation = Field("softmax", description="How scores become gates.")
     top_k: int | None = Field(None, ge=1, description="topk: experts that act on a token, at each site; 2 by default.")
     share: Share = Field("site", description="What has gates of its own: the whole model, each block, or each site.")
-    temperature: float = Field(1.0, gt=0, le=1e6, description="Divides the scores.")
+    temperature: float = Field(1.0, ge=1e-6, le=1e6, description="Divides the scores.")
     zero_expert: bool = Field(False, description="One more choice, which adds nothing to the base.")
 
     @model_validator(mode="after")
@@ -202,7 +202,7 @@ def about_gate(loadout: Loadout, gate: TrainedGate) -> Iterator[Finding]:
         yield finding("router-experts-differ", where, message, "lmoe router grow and shrink change its experts")
     for expert in loadout.experts:
         found, due = weights_hash(expert.adapter), gate.experts.get(expert.name)
-        if found and due and found != due:
+        if found and due is not None and found != due:
             message = f"{where}: trained for another '{expert.name}' than {expert.adapter.ref}"
             hint = "train the gate again, or name the adapter that it was trained with"
             yield finding("router-expert-changed", where, message, hint)

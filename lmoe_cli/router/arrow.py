@@ -51,7 +51,8 @@ def directions(place: Place, count: int) -> Tensor:
     """
     found = torch.zeros(count, place.width)
     for expert in range(count):
-        factors = [pair for shared in place.sites for pair in shared.factors(expert)]
+        # Of a place that several sites share, those count that read what the router reads.
+        factors = [(a, b) for site in place.sites for a, b in site.factors(expert) if a.shape[1] == place.width]
         if factors:
             found[expert] = first_right_singular_vector(factors)
     return found
@@ -66,6 +67,7 @@ def first_right_singular_vector(factors: Sequence[tuple[Tensor, Tensor]]) -> Ten
     Returns:
         (d_in,), float32, of length 1; 0 where the matrices are.
     """
+    factors = [(a.cpu(), b.cpu()) for a, b in factors]  # some devices know no float64
     a = torch.cat([a for a, _ in factors]).double()  # (sum of r, d_in)
     q, r = torch.linalg.qr(a.T)  # (d_in, k), (k, sum of r)
     tops = [torch.linalg.qr(b.double(), mode="r").R for _, b in factors]

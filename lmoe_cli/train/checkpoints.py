@@ -19,14 +19,26 @@ NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class Seal(TrainerCallback):  # type: ignore[misc]
-    """Marks every checkpoint as whole once all processes have written their part of it."""
+    """Marks every checkpoint as whole once all processes have written their part of it, and then removes old ones.
+
+    Args:
+        keep: How many stay, and the best one.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del control
         if dist.is_available() and dist.is_initialized():
             dist.barrier()
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            folder = Path(args.output_dir)
+            seal(folder / f"checkpoint-{state.global_step}")
+            best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else ""
+            for _step, path in numbered(folder)[self._keep :]:
+                if path.name != best:
+                    files.remove_folder(path)
 
 
 def seal(folder: Path) -> None:
@@ -35,14 +47,16 @@ def seal(folder: Path) -> None:
     files.write_file(folder / WHOLE, json.dumps(found, indent=2).encode() + b"\n", force=True)
 
 
+def numbered(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run by their steps, the newest first."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))]
+    return sorted(found, reverse=True)
+
+
 def last_whole(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint of a run that is whole, and newer ones that are not."""
-    found = sorted(
-        ((int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))),
-        reverse=True,
-    )
     damaged: list[Path] = []
-    for _, path in found:
+    for _, path in numbered(folder):
         if is_whole(path):
             return path, damaged
         damaged.append(path)

@@ -132,7 +132,7 @@ class TrainConfig(Entry):
     """A base, experts to train on it, and the gate between them."""
 
     version: Literal[1] = 1
-    name: str = Field("", max_length=100)
+    name: str = Field("", max_length=100, pattern=r"^[^/\\\x00]*$")
     description: str = ""
     base: str = Field(min_length=1, description="`org/name[@revision]`, `hf://org/name`, a folder, or `demo:NAME`.")
     experts: dict[Name, TrainedExpert] = Field(min_length=1, max_length=256)

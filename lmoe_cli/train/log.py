@@ -54,18 +54,7 @@ class Log:
         files.append(self._path, json.dumps({"run": self._run, **event}).encode() + b"\n")
         self._watcher({"run": self._run, **event})
         self._last |= event
-        count = len(self._experts)
-        if (
-            count >= 3
-            and event.get("effective", count) < COLLAPSED
-            and event["step"] >= SETTLED
-            and not self._has_warned
-        ):
-            self._has_warned = True
-            message = (
-                f"routing has collapsed: {event['effective']:.2f} of {count} experts are in use at step {event['step']}"
-            )
-            self._warn("routing-collapsed", message)
+        self._look_for_collapse(event)
 
     def _look_for_collapse(self, event: Mapping[str, Any]) -> None:
         count = len(self._experts)

@@ -74,12 +74,35 @@ class Loop(Trainer):  # type: ignore[misc]
         self._judged: tuple[int, dict[str, float]] | None = None
         self._started = time.perf_counter()
 
+    def run(self, begun: Path | None) -> None:
+        """Train to the end.
+
+        Args:
+            begun: A checkpoint to go on from. One of the last step is what was trained, and only taken up.
+
+        Raises:
+            NotFiniteError: The loss, or what is trained, is no number any more.
+        """
+        if begun is not None and int(begun.name.rpartition("-")[2]) >= self.args.max_steps:
+            self._load_from_checkpoint(str(begun))
+            self.state.global_step = self.args.max_steps
+        else:
+            self.train(resume_from_checkpoint=str(begun) if begun else None)
+        self._flush()
+        self._require_finite("at the end")
+
+    def _require_finite(self, when: str) -> None:
+        if not all(bool(torch.isfinite(own).all()) for own in self._trainee.trained.values()):
+            hint = "the last checkpoint is kept: lower the learning rate, then --force to begin again"
+            raise NotFiniteError("loss-not-finite", f"what is trained holds NaN or infinity {when}", hint=hint)
+
     # -- the loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of one batch, scaled so that those of a step add up to the loss of all its tokens."""
+        numbers = inputs.pop("numbers")
         losses: Losses = model(**inputs)
         items = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"] != -100).sum()
         loss = losses.nats / items * self.args.world_size
@@ -88,11 +111,16 @@ class Loop(Trainer):  # type: ignore[misc]
             loss = loss + extra / self.current_gradient_accumulation_steps
         if not torch.isfinite(loss):
             step = self.state.global_step + 1
-            message = f"the loss is {float(loss)} at step {step}"
+            message = f"the loss is {float(loss)} at step {step}, in the batch of {self._rows.where(numbers)}"
             hint = "the last checkpoint is kept: lower the learning rate, then --resume"
             raise NotFiniteError("loss-not-finite", message, hint=hint)
         self._pending.append((losses, int((inputs["labels"] != -100).sum())))
         return (loss, losses) if return_outputs else loss
+
+    def _save_checkpoint(self, *words: Any) -> None:
+        """Tell of a step before it can be gone on from."""
+        self._flush()
+        super()._save_checkpoint(*words)
 
     def get_batch_samples(self, *words: Any) -> Any:
         """Tell of the step that is done before the next one begins."""
@@ -103,13 +131,12 @@ class Loop(Trainer):  # type: ignore[misc]
         if not self._pending:
             return
         now = time.perf_counter()
-        total = torch.stack([losses.nats.detach().double() for losses, _ in self._pending]).sum()
-        count = torch.tensor(sum(own for _, own in self._pending), device=total.device)
+        total, count = sum_of([losses.nats for losses, _ in self._pending]), sum(own for _, own in self._pending)
         if self.args.world_size > 1:
-            dist.all_reduce(total)
-            dist.all_reduce(count)
-        told: dict[str, Any] = {"step": self.state.global_step, "loss": float(total / count), "tokens": int(count)}
-        told["tokens_per_s"] = round(int(count) / max(now - self._started, 1e-9), 1)
+            both = _over_processes(torch.stack([total, torch.tensor(float(count)).double()]), self.args.device)
+            total, count = both[0], int(both[1])
+        told: dict[str, Any] = {"step": self.state.global_step, "loss": float(total) / count, "tokens": count}
+        told["tokens_per_s"] = round(count / max(now - self._started, 1e-9), 1)
         gates = [losses.gate for losses, _ in self._pending if losses.gate]
         if gates:
             for name in ("balance", "z", "entropy", "effective"):
@@ -123,6 +150,8 @@ class Loop(Trainer):  # type: ignore[misc]
         told["memory"] = _memory()
         self._pending.clear()
         self._started = now
+        if self.args.report_to:  # what else is to be told, such as TensorBoard
+            self.log({name: value for name, value in told.items() if isinstance(value, float)})
         if self.is_world_process_zero():
             self._tell(told)
 
@@ -150,18 +179,21 @@ class Loop(Trainer):  # type: ignore[misc]
         sums: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, rows in self._held_out.items():
-                total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-                size = self.args.per_device_eval_batch_size
-                mine = range(self.args.process_index, len(rows), self.args.world_size)
-                for start in range(0, len(mine), size):
-                    batch = rows.collate([rows[number] for number in mine[start : start + size]])
-                    moved = {key: value.to(self.args.device) for key, value in batch.items()}
+                total = torch.zeros(2, dtype=torch.float64)
+                size, world = self.args.per_device_eval_batch_size, self.args.world_size
+                # All processes compute as many batches, since a base spread over them needs them all.
+                for start in range(0, len(rows), size * world):
+                    first = start + size * self.args.process_index
+                    mine = [rows[number] for number in range(first, min(first + size, len(rows)))]
+                    batch = rows.collate(mine or [rows[0]])
+                    moved = {key: value.to(self.args.device) for key, value in batch.items() if key != "numbers"}
                     losses = self._trainee(**moved)
-                    total += torch.stack([losses.nats.double(), (moved["labels"] != -100).sum().double()])
+                    if mine:
+                        count = (batch["labels"] != -100).sum().double()
+                        total += torch.stack([losses.nats.cpu().double(), count])
                 sums[name] = total
-        for total in sums.values():
-            if self.args.world_size > 1:
-                dist.all_reduce(total)
+        if self.args.world_size > 1:
+            sums = {name: _over_processes(total, self.args.device) for name, total in sums.items()}
         everything = torch.stack(list(sums.values())).sum(0)
         metrics = {"eval_loss": float(everything[0] / everything[1].clamp(min=1))}
         metrics |= {f"eval_loss_{name}": float(own[0] / own[1].clamp(min=1)) for name, own in sums.items()}
@@ -178,6 +210,7 @@ class Loop(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         del state_dict
+        self._require_finite(f"after step {self.state.global_step}")
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -200,6 +233,17 @@ class Loop(Trainer):  # type: ignore[misc]
         if self.state.best_model_checkpoint:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
             self._judged = None
+
+
+def sum_of(values: Sequence[Tensor]) -> Tensor:
+    """Their sum in float64, on the CPU: some devices know no float64."""
+    return torch.stack([value.detach().cpu().double() for value in values]).sum()
+
+
+def _over_processes(total: Tensor, device: torch.device) -> Tensor:
+    moved = total.to(device)
+    dist.all_reduce(moved)
+    return moved.cpu()
 
 
 def _memory() -> int:

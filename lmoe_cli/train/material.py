@@ -40,9 +40,9 @@ class Source:
     data: Data
 
 
-def sources_of(config: TrainConfig, experts: Sequence[str]) -> list[Source]:
-    """Data of these experts; of all of them what the config has for all, if it has."""
-    if len(experts) > 1 and config.data is not None:
+def sources_of(config: TrainConfig, experts: Sequence[str], *, is_for_experts: bool) -> list[Source]:
+    """Data of these experts; for a gate what the config has for all of them, if it has."""
+    if not is_for_experts and config.data is not None:
         return [Source("all", EVERYONE, as_data(config.data))]
     return [
         Source(name, number, as_data(data))

@@ -164,6 +164,9 @@ def write_outcome(
             files.read_bytes(path, 1 << 32) for name in left.metrics if (path := work / name / "log.jsonl").is_file()
         )
         files.write_file(folder / "log.jsonl", log)
+        for name in left.metrics:
+            for path in sorted((work / name / "runs").rglob("events.*")):  # TensorBoard's
+                files.copy_file(path, folder / "tensorboard" / name / path.name)
         files.write_file(folder / "recipe.yaml", recipe_text(recipe).encode())
         files.write_file(folder / files.TRAINED, json.dumps(report, indent=2).encode() + b"\n")
     wrote = ["recipe.yaml", *sorted(name for name in ("experts", "router") if (out / name).is_dir())]

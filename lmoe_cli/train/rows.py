@@ -44,7 +44,7 @@ class Rows(Dataset[list[int]]):
 
         Returns:
             ``input_ids``, ``labels``, ``experts`` (-1: of all) and, packed, ``position_ids``, else ``attention_mask``;
-            (B, T), int64 each.
+            (B, T), int64 each. And ``numbers`` of the examples in each row, -1 for no more, (B, N), int64.
         """
         found: dict[str, list[Tensor]] = {"input_ids": [], "labels": [], "experts": [], "position_ids": []}
         for row in rows:
@@ -61,7 +61,14 @@ class Rows(Dataset[list[int]]):
             mask = torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]
             del batch["position_ids"]
             batch["attention_mask"] = mask.long()
+        batch["numbers"] = pad_sequence([torch.tensor(row) for row in rows], True, -1)
         return batch
+
+    def where(self, numbers: Tensor) -> str:
+        """The first few examples of a batch, by file and line. See `collate`."""
+        own = [number for number in numbers.flatten().tolist() if number >= 0]
+        told = ", ".join(self.spool.where(number) for number in own[:4])
+        return told + (f" and {len(own) - 4} more" if len(own) > 4 else "")
 
 
 def _packed(spool: Spool, numbers: Sequence[int], length: int, seed: int) -> list[list[int]]:

@@ -47,6 +47,8 @@ class Spool:
     def __init__(self, path: Path, examples: Iterable[tuple[int, Example]]) -> None:
         self._starts = array("Q", [0])
         self._experts = array("i")
+        self._lines = array("Q")
+        self._files: list[str] = []
         with NewFile(path) as file:
             for expert, example in examples:
                 words = np.array(example.tokens, dtype=np.uint32)
@@ -54,6 +56,10 @@ class Spool:
                 file.write(words.astype("<u4").tobytes())
                 self._starts.append(self._starts[-1] + len(words))
                 self._experts.append(expert)
+                name, _, line = example.where.rpartition(":")
+                if name not in self._files[-1:]:
+                    self._files.append(name)
+                self._lines.append(len(self._files) - 1 << 40 | int(line))
         self._words = np.memmap(path, dtype="<u4", mode="r") if self._experts else np.empty(0, dtype="<u4")
 
     def __len__(self) -> int:
@@ -67,10 +73,10 @@ class Spool:
         """Whose data an example is from; -1 for data of all."""
         return self._experts[number]
 
-    @property
-    def tokens(self) -> int:
-        """Of all examples."""
-        return self._starts[-1]
+    def where(self, number: int) -> str:
+        """File and line that an example is from."""
+        place = self._lines[number]
+        return f"{self._files[place >> 40]}:{place & (1 << 40) - 1}"
 
     def __getitem__(self, number: int) -> Spooled:
         words = np.array(self._words[self._starts[number] : self._starts[number + 1]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from lmoe_cli.bank.blocks import block_names
 from lmoe_cli.engine.attach import attach, listen
 from lmoe_cli.engine.base_model import load_model, quietly
 from lmoe_cli.engine.device import DTYPES, choose_dtype
+from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.loadout import Loadout
 from lmoe_cli.loadout.trained import TrainedGate
 from lmoe_cli.router.arrow import directions
 from lmoe_cli.router.gate import Gate, read_gates
 from lmoe_cli.train.checkpoints import Seal
-from lmoe_cli.train.config import GateEntry, Schedule, Stage, TrainConfig, settled
+from lmoe_cli.train.config import GateEntry, Schedule, Stage, TrainConfig, Trainer, settled
 from lmoe_cli.train.trainable import TrainedSite, make_trainable, require_plain
 from lmoe_cli.train.trainee import Trainee
 
@@ -140,12 +142,12 @@ def shard(model: nn.Module) -> None:
     fully_shard(model)
 
 
-def callbacks_of(run: Run, *, held_out: bool) -> list[Any]:
+def callbacks_of(run: Run, trainer: Trainer, *, held_out: bool) -> list[Any]:
     """What watches a run beside its log."""
     from transformers import EarlyStoppingCallback
 
     patience = run.schedule.patience
-    return [Seal(), *([EarlyStoppingCallback(patience)] if patience and held_out else [])]
+    return [Seal(trainer.keep), *([EarlyStoppingCallback(patience)] if patience and held_out else [])]
 
 
 def arguments(run: Run, config: TrainConfig, folder: Path, *, steps: int, held_out: bool, device: str | None) -> Any:
@@ -158,10 +160,16 @@ def arguments(run: Run, config: TrainConfig, folder: Path, *, steps: int, held_o
         steps: Of the optimiser in one pass over the data.
         held_out: There is something to judge by.
         device: ``cpu`` keeps it from a GPU.
+
+    Raises:
+        UsageError: TensorBoard is asked for and not installed.
     """
     from transformers import TrainingArguments
 
     schedule, trainer = run.schedule, config.trainer
+    if trainer.tensorboard and find_spec("tensorboard") is None:
+        message = "'tensorboard' is asked for, which is not installed"
+        raise UsageError("extra-missing", message, hint="pip install 'lmoe-cli[tensorboard]'")
     every = schedule.eval_every or schedule.save_every
     when: dict[str, Any] = {"save_strategy": "epoch", "eval_strategy": "epoch" if held_out else "no"}
     if every:
@@ -172,7 +180,7 @@ def arguments(run: Run, config: TrainConfig, folder: Path, *, steps: int, held_o
         when["save_steps"] = every or 500
     total = schedule.steps or max(1, round((schedule.epochs or 1) * steps))
     with quietly():
-        return TrainingArguments(
+        made = TrainingArguments(
             output_dir=str(folder),
             max_steps=total,
             per_device_train_batch_size=schedule.batch_size or 1,
@@ -181,11 +189,9 @@ def arguments(run: Run, config: TrainConfig, folder: Path, *, steps: int, held_o
             learning_rate=schedule.learning_rate or 0,
             weight_decay=schedule.weight_decay or 0,
             max_grad_norm=schedule.clip or 0,
-            lr_scheduler_type={"cosine": "cosine", "linear": "linear"}.get(
-                schedule.schedule or "", "constant_with_warmup"
-            ),
+            lr_scheduler_type=SCHEDULES[schedule.schedule or "cosine"],
             warmup_steps=round((schedule.warmup or 0) * total),
-            save_total_limit=trainer.keep,
+            restore_callback_states_from_checkpoint=True,
             seed=trainer.seed,
             logging_strategy="no",
             report_to=["tensorboard"] if trainer.tensorboard else [],
@@ -198,3 +204,5 @@ def arguments(run: Run, config: TrainConfig, folder: Path, *, steps: int, held_o
             average_tokens_across_devices=True,
             **when,
         )
+    made._n_gpu = min(made.n_gpu, 1)  # several are for several processes
+    return made

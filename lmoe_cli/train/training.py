@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lmoe_cli import files
 from lmoe_cli.check import require
 from lmoe_cli.disk import writing
 from lmoe_cli.engine.base_model import load_tokenizer, quietly
+from lmoe_cli.engine.device import choose_device
 from lmoe_cli.engine.generate import context_of
 from lmoe_cli.errors import NotFoundError, ResourceError, UsageError
 from lmoe_cli.loadout.base import Base, read_base
@@ -25,6 +26,7 @@ from lmoe_cli.loadout.loadout import Loadout, resolve
 from lmoe_cli.loadout.recipe import Recipe
 from lmoe_cli.loadout.trained import read_gate
 from lmoe_cli.source import Source, open_source
+from lmoe_cli.strict_json import parse_object
 from lmoe_cli.train.checkpoints import last_whole
 from lmoe_cli.train.config import TrainConfig
 from lmoe_cli.train.fresh import write_fresh
@@ -72,14 +74,20 @@ def train(order: Order, tell: Tell) -> dict[str, Any]:
     """
     from accelerate import PartialState
 
+    order = replace(order, out=order.out.absolute(), folder=order.folder.absolute())
     files.refuse_existing(order.out, force=order.force)
-    processes = PartialState(cpu=order.device == "cpu")
+    processes = PartialState(cpu=choose_device(order.device).type == "cpu")
+    if order.config.trainer.shard and processes.num_processes == 1:
+        message = "'shard' spreads the base over processes, and there is one"
+        raise UsageError(
+            "shard-alone", message, hint="torchrun --nproc-per-node N -m lmoe_cli train …, or leave it out"
+        )
     work = order.out.with_name(f"{order.out.name}.work")
     base = read_base(open_source(order.config.base, token=order.token, beside=order.folder))
     data = hashes_of(order.config, order.folder)
     left = Left(_adapters(order, work))
     if processes.is_main_process:
-        _begin(order, work, data)
+        _begin(order, work, data, processes.num_processes)
         _write_fresh(order.config, work, base)
     processes.wait_for_everyone()
     for number in range(len(order.config.stages)):
@@ -108,13 +116,17 @@ def _write_fresh(config: TrainConfig, work: Path, base: Base) -> None:
                 write_fresh(folder, base, expert, config.trainer.seed * 1009 + number)
 
 
-def _begin(order: Order, work: Path, data: Mapping[str, str]) -> None:
+def _begin(order: Order, work: Path, data: Mapping[str, str], processes: int) -> None:
     """Start a folder of work, or find that what stands there may be gone on with."""
     told: dict[str, Any] = {
         "config": order.config.model_dump(mode="json"),
         "data": dict(data),
+        "processes": processes,
     }
     if not (work / STATE).is_file():
+        if work.exists() and any(work.iterdir()):
+            message = f"{work}: not a folder that lmoe wrote, and the training would be done there"
+            raise UsageError("output-not-ours", message, hint="choose another --out")
         if order.resume:
             hint = "leave --resume out to begin"
             raise NotFoundError("nothing-to-resume", f"{work}: nothing was begun there", hint=hint, where=str(work))
@@ -127,9 +139,12 @@ def _begin(order: Order, work: Path, data: Mapping[str, str]) -> None:
         files.remove_folder(work)
         files.write_file(work / STATE, json.dumps(told, indent=2).encode() + b"\n")
         return
-    before = json.loads(files.read_bytes(work / STATE, MAX_STATE_BYTES))
-    changed = [f"config ({name})" for name, value in told["config"].items() if before["config"].get(name) != value]
-    changed += [name for name, digest in data.items() if before["data"].get(name) != digest]
+    before = parse_object(files.read_bytes(work / STATE, MAX_STATE_BYTES), str(work / STATE))
+    known = {kind: found if isinstance(found := before.get(kind), dict) else {} for kind in ("config", "data")}
+    changed = [f"config ({name})" for name, value in told["config"].items() if known["config"].get(name) != value]
+    changed += [name for name, digest in data.items() if known["data"].get(name) != digest]
+    if before.get("processes") != told["processes"]:
+        changed.append(f"number of processes ({before.get('processes')})")
     if changed:
         message = f"{work}: begun with another {', '.join(changed)}"
         raise UsageError("resume-differs", message, hint="put back what was changed, or --force to begin again")
@@ -145,9 +160,16 @@ def _run(order: Order, work: Path, run: Run, left: Left, tell: Tell, processes: 
         )
         limits = (context_of(assembly.model.config), _vocabulary(assembly.model))
         tokenizer = load_tokenizer(loadout.base)
-        material = gather_material(sources_of(config, run.experts), config, order.folder, spools, tokenizer, limits)
+        material = gather_material(
+            sources_of(config, run.experts, is_for_experts=run.stage.train == "experts"),
+            config,
+            order.folder,
+            spools,
+            tokenizer,
+            limits,
+        )
         batches = math.ceil(len(material.rows) / ((run.schedule.batch_size or 1) * processes.num_processes))
-        steps = max(1, batches // (run.schedule.accumulate or 1))
+        steps = math.ceil(batches / (run.schedule.accumulate or 1))
         args = arguments(run, config, folder, steps=steps, held_out=bool(material.held_out), device=order.device)
         begun, damaged = last_whole(folder)
         log = Log(folder / "log.jsonl", tell, run.name, after=_step(begun), experts=run.experts)
@@ -165,10 +187,10 @@ def _run(order: Order, work: Path, run: Run, left: Left, tell: Tell, processes: 
             run.stage,
             rates,
             log.tell,
-            callbacks_of(run, held_out=bool(material.held_out)),
+            callbacks_of(run, config.trainer, held_out=bool(material.held_out)),
         )
         with _room(folder):
-            loop.train(resume_from_checkpoint=str(begun) if begun else None)
+            loop.run(begun)
         metrics = loop.evaluate() if material.held_out else {}
     if processes.is_main_process:
         with files.new_folder(folder / DONE) as results:

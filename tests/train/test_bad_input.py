@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import tiny
+import tiny_tokenizer
 from laws.cases import case
 from train.made import config, run, write_data
 
@@ -83,9 +86,7 @@ def test_one_example_and_one_expert_are_enough(tmp_path):
 @pytest.mark.parametrize("variant", ["dora", "lora_bias", "embedding", "ia3", "saved"])
 def test_experts_that_hold_more_than_plain_lora_train_a_gate_but_not_themselves(tmp_path, variant):
     own = case("llama", variant)
-    import tiny_tokenizer
-
-    tiny_tokenizer.save_tokenizer(own.base)
+    talking = tiny_tokenizer.save_tokenizer(Path(shutil.copytree(own.base, tmp_path / "talking")))
     write_data(tmp_path / "sums.jsonl", "sums")
     write_data(tmp_path / "words.jsonl", "words")
 
@@ -95,7 +96,7 @@ def test_experts_that_hold_more_than_plain_lora_train_a_gate_but_not_themselves(
             name: one.model_copy(update={"adapter": str(folder)})
             for (name, one), folder in zip(told.experts.items(), (own.one, own.two), strict=True)
         }
-        return told.model_copy(update={"experts": experts, "base": str(own.base)})
+        return told.model_copy(update={"experts": experts, "base": str(talking)})
 
     with pytest.raises(LmoeError, match="plain LoRA") as caught:
         run(made("joint"), tmp_path, "joint")
@@ -154,4 +155,6 @@ def test_a_collapse_is_told(tmp_path):
     for step, effective in ((5, 1.1), (25, 2.2), (30, 1.4), (31, 1.3)):
         log.tell({"step": step, "loss": 1.0, "effective": effective})
     assert [event["code"] for event in told if "warning" in event] == ["routing-collapsed"]
-    assert "1.40 of 3 experts" in next(event["warning"] for event in told if "warning" in event)
+    warning = next(event["warning"] for event in told if "warning" in event)
+    assert "1.40 of 3 experts" in warning
+    assert "balance" in warning

@@ -136,7 +136,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tm
         return real(self, model, inputs, items)
 
     monkeypatch.setattr(Loop, "training_step", spoilt)
-    with pytest.raises(NotFiniteError, match="at step 3") as caught:
+    with pytest.raises(NotFiniteError, match=r"at step 3, in the batch of \S+\.jsonl:\d+, ") as caught:
         run(made(tmp_path), tmp_path)
     assert caught.value.code == "loss-not-finite"
     assert checkpoints.last_whole(tmp_path / "out.work" / "stage-1-experts")[0].name == "checkpoint-2"

@@ -45,6 +45,16 @@ def test_what_comes_out_is_a_recipe_that_runs_and_adapters_that_peft_loads(tmp_p
     assert sum("loss" in step for step in steps) == 10
 
 
+def test_a_log_for_tensorboard_needs_its_extra(tmp_path, monkeypatch):
+    from lmoe_cli.errors import UsageError
+    from lmoe_cli.train import stage
+
+    monkeypatch.setattr(stage, "find_spec", lambda name: None)
+    with pytest.raises(UsageError) as caught:
+        run(config(tmp_path, EXPERTS, trainer={"tensorboard": True}), tmp_path)
+    assert caught.value.code == "extra-missing"
+
+
 def batches_of(made, folder, expert, count):
     """The batches that a run of one expert sees, as its loop collates them."""
     seen = []

@@ -1,0 +1,105 @@
+"""How many steps a run takes, what is logged of them, and what data they see."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train.made import config, run, write_data
+
+from lmoe_cli.bank import shared
+from lmoe_cli.errors import LmoeError, UsageError
+from lmoe_cli.train.loop import Loop, NotFiniteError
+
+EXPERTS = [{"train": "experts", "steps": 2, "together": True}]
+GATE = {"activation": "hard1", "share": "block", "init": "arrow"}
+
+
+def logged(out):
+    return [line for line in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if "loss" in line]
+
+
+@pytest.mark.parametrize(("rows", "batch", "accumulate", "epochs", "steps"), [(18, 4, 2, 3, 9), (18, 4, 8, 2, 2)])
+def test_a_pass_over_the_data_ends_with_the_rest_of_it(tmp_path, rows, batch, accumulate, epochs, steps):
+    """18 rows are 5 batches: 3 steps of two batches at most, or one of eight."""
+    write_data(tmp_path / "sums.jsonl", "sums", count=rows, valid=0)
+    stages = [{"train": "experts", "epochs": epochs, "batch_size": batch, "accumulate": accumulate}]
+    out = run(config(tmp_path, stages, experts=("sums",)), tmp_path)
+    assert [line["step"] for line in logged(out)] == list(range(1, steps + 1))
+
+
+def test_every_step_is_logged_also_where_nothing_is_held_out(tmp_path):
+    write_data(tmp_path / "sums.jsonl", "sums", count=8, valid=0)
+    out = run(config(tmp_path, [{"train": "experts", "steps": 1}], experts=("sums",)), tmp_path)
+    assert [line["step"] for line in logged(out)] == [1]
+    assert json.loads((out / "train-report.json").read_text())["runs"]["stage-1-experts-sums"]["step"] == 1
+
+
+def test_data_for_all_is_for_gates_and_not_for_experts(tmp_path):
+    write_data(tmp_path / "all.jsonl", "words", count=40, valid=4)
+    stages = [*EXPERTS, {"train": "gate", "steps": 1}]
+    told = []
+    run(config(tmp_path, stages, gate=GATE, data="all.jsonl"), tmp_path, tell=told.append)
+    judged = [set(event["eval"]) for event in told if "eval" in event]
+    assert judged[0] == {"eval_loss", "eval_loss_sums", "eval_loss_words", "eval_loss_names"}
+    assert judged[-1] == {"eval_loss", "eval_loss_all"}
+
+
+def test_a_hard_gate_learns_from_experts_that_were_not_chosen(tmp_path, monkeypatch):
+    """Their gates are 0, and what they would have done is still asked for, whatever is quicker."""
+    begun = run(config(tmp_path, EXPERTS), tmp_path, "begun")
+    found = {}
+    for way in (True, False):
+        monkeypatch.setattr(shared, "is_worth", lambda *_, way=way: way)
+        stages = [{"train": "gate", "steps": 1, "balance": 0, "z": 0, "schedule": "constant", "warmup": 0, "clip": 0}]
+        out = run(config(tmp_path, stages, gate=GATE, earlier=begun), tmp_path, f"gate-{way}")
+        found[way] = load_file(out / "router" / "router.safetensors")
+    for name, tensor in found[False].items():
+        torch.testing.assert_close(found[True][name], tensor)
+
+
+def test_what_is_trained_and_is_no_number_is_not_kept_as_good(tmp_path, monkeypatch):
+    real = Loop.training_step
+
+    def spoilt(self, model, inputs, items=None):
+        loss = real(self, model, inputs, items)
+        if self.state.global_step == 1:
+            next(iter(self._trainee.trained.values())).grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(Loop, "training_step", spoilt)
+    with pytest.raises(NotFiniteError):
+        run(config(tmp_path, EXPERTS, trainer={"save_every": 1, "eval_every": 1, "clip": 0}), tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out.work").glob("*/checkpoint-*/whole.json")] == ["whole.json"]
+
+
+def test_a_base_is_not_spread_over_one_process(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        run(config(tmp_path, EXPERTS, trainer={"shard": True}), tmp_path)
+    assert caught.value.code == "shard-alone"
+
+
+def test_a_folder_of_somebody_else_is_not_worked_in(tmp_path):
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work" / "thesis.txt").write_text("mine")
+    for words in ({}, {"force": True}):
+        with pytest.raises(UsageError) as caught:
+            run(config(tmp_path, EXPERTS), tmp_path, **words)
+        assert caught.value.code == "output-not-ours"
+    assert (tmp_path / "out.work" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_name_does_not_lead_out(tmp_path):
+    with pytest.raises(ValueError, match="name"):
+        config(tmp_path, EXPERTS, name="../../elsewhere")
+
+
+def test_state_that_was_damaged_is_told(tmp_path):
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work" / "state.json").write_text("{}")
+    with pytest.raises(LmoeError) as caught:
+        run(config(tmp_path, EXPERTS), tmp_path, resume=True)
+    assert caught.value.code == "resume-differs"
