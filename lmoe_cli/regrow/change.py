@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from lmoe_cli.engine.device import choose_dtype
 from lmoe_cli.engine.generate import context_of
 from lmoe_cli.loadout.examples import texts_of
 from lmoe_cli.loadout.loadout import Loadout
+from lmoe_cli.loadout.routers import GateRouter
 from lmoe_cli.loadout.trained import TrainedGate, read_gate, weights_hash
 from lmoe_cli.loadout.write import moved, recipe_text
 from lmoe_cli.regrow.places import acts_at, before, direction_at, means_seen
-from lmoe_cli.regrow.rows import Rows, added, alone, idle, signed, without
+from lmoe_cli.regrow.rows import Rows, added, alone, experts_of, idle, signed, without
 from lmoe_cli.router.gate import read_gates
 from lmoe_cli.router.store import write_gate
 from lmoe_cli.source import Folder
@@ -52,14 +53,18 @@ def grow(
     texts = texts_of(expert, new.folder)
     model, was, bank = _loaded(old, new, trust_remote_code=trust_remote_code)
     rows = _rows(gate, was, old)
-    strength = sum(own.strength for own in rows.values()) / max(len(rows), 1)
+    zero = gate.settings.zero_expert
+    strength = sum(experts_of(own, zero_expert=zero).strength for own in rows.values()) / max(len(rows), 1)
     seen: Mapping[str, Tensor] = {}
     if texts:
         tokenizer, context = load_tokenizer(new.base), context_of(model.config)
         tokens = [tokenizer(text)["input_ids"][:context] for text in texts]
         seen = means_seen(model, bank, [one for one in tokens if one])
     grown: dict[str, Rows] = {}
-    number, zero = len(old.experts), gate.settings.zero_expert
+    number = len(old.experts)
+    router = old.recipe.router
+    assert isinstance(router, GateRouter), "it has a gate"
+    temperature = gate.settings.changed_by(router).temperature  # as it runs
     places = before(was, bank)
     for name, place in bank.places.items():
         direction = signed(direction_at(place, number), seen.get(name))
@@ -68,7 +73,7 @@ def grow(
         elif acts_at(bank, name, number):
             grown[name] = added(rows[known], direction, zero_expert=zero)
         else:
-            grown[name] = idle(rows[known], gate.settings.temperature, zero_expert=zero)
+            grown[name] = idle(rows[known], temperature, zero_expert=zero)
     told = {
         "added": expert.name,
         "texts": len(texts),
@@ -137,8 +142,8 @@ def _write(
     force: bool,
 ) -> dict[str, Any]:
     hashes = {expert.name: weights_hash(expert.adapter) or "" for expert in new.experts}
-    earlier: Sequence[Any] = gate.metrics.get("regrown", [])
-    metrics = {**gate.metrics, "regrown": [*earlier, told]}
+    earlier = gate.metrics.get("regrown")  # anybody may have written there
+    metrics = {**gate.metrics, "regrown": [*(earlier if isinstance(earlier, list) else []), told]}
     router = old.recipe.router.model_copy(update={"artefact": "."})
     recipe = moved(new, out).model_copy(update={"router": router})
     with files.new_folder(out, force=force) as folder:

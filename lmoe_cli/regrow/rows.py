@@ -63,7 +63,7 @@ def added(rows: Rows, direction: Tensor, *, zero_expert: bool) -> Rows:
         direction: v, (d,), float32, with its sign; 0 where the new expert has none.
         zero_expert: The last row is that of the zero expert.
     """
-    own = _experts(rows, zero_expert=zero_expert)
+    own = experts_of(rows, zero_expert=zero_expert)
     return _inserted(rows, direction * own.strength, own.bias.mean(), zero_expert=zero_expert)
 
 
@@ -97,7 +97,8 @@ def without(rows: Rows, number: int) -> Rows:
     return Rows(rows.weight[kept], rows.bias[kept])
 
 
-def _experts(rows: Rows, *, zero_expert: bool) -> Rows:
+def experts_of(rows: Rows, *, zero_expert: bool) -> Rows:
+    """A place's rows without that of the zero expert."""
     return without(rows, len(rows.bias) - 1) if zero_expert else rows
 
 

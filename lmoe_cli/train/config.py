@@ -111,7 +111,7 @@ class Trainer(Schedule):
         None, description="Of the base; as it is stored when left out. Experts and gate are trained in float32."
     )
     checkpointing: bool = Field(False, description="Compute activations twice rather than keep them.")
-    shard: bool = Field(False, description="Spread the base over all processes (FSDP2): it need not fit on one device.")
+    shard: bool = Field(False, description="Spread the base over all processes (FSDP2), once each has loaded it.")
     keep: int = Field(2, ge=1, le=1000, description="Checkpoints that are kept.")
     log_every: int = Field(10, ge=1, description="Steps between lines of the log on the screen.")
     tensorboard: bool = Field(False, description="Also log for TensorBoard, with the extra `lmoe-cli[tensorboard]`.")

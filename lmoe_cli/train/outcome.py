@@ -149,15 +149,15 @@ def write_outcome(
             if Path(adapter).is_relative_to(work):
                 _copy(Path(adapter), folder / "experts" / name)
                 adapter = f"./experts/{name}"
-            elif (beside / adapter).is_dir():
-                adapter = str((beside / adapter).resolve())
+            else:
+                adapter = _whole_name(adapter, beside)
             extra = {key: value for key in ("description", "examples") if (value := getattr(entry, key))}
             experts[name] = {"adapter": adapter, "weight": entry.weight, **extra}
         router: dict[str, Any] = {"type": "weighted"}
         if left.gate:
             _copy_gate(left.gate, folder / "router", data)
             router = {"type": "gate", "artefact": "./router"}
-        base = str((beside / config.base).resolve()) if (beside / config.base).is_dir() else config.base
+        base = _whole_name(config.base, beside)
         told = {"name": config.name, "description": config.description, "base": base, "experts": experts}
         recipe = Recipe.model_validate({**told, "router": router, "chat": config.chat.model_dump()})
         log = b"".join(
@@ -171,6 +171,14 @@ def write_outcome(
         files.write_file(folder / files.TRAINED, json.dumps(report, indent=2).encode() + b"\n")
     wrote = ["recipe.yaml", *sorted(name for name in ("experts", "router") if (out / name).is_dir())]
     return {**report, "wrote": wrote}
+
+
+def _whole_name(ref: str, beside: Path) -> str:
+    """A reference as it must stand in a recipe elsewhere: a folder, beside the config or where lmoe runs, in full."""
+    if ref.startswith(("demo:", "hf://")):
+        return ref
+    found = next((path for path in (beside / ref, Path(ref).expanduser()) if path.is_dir()), None)
+    return str(found.resolve()) if found else ref
 
 
 def _copy(source: Path, target: Path) -> None:
