@@ -3,40 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
-from string import Template
 from typing import Any
 
 from lmoe_cli.findings import Finding
-from lmoe_cli.readable import MAX_TEXT, shortened, visible
+from lmoe_cli.html_page import cell, document, listing, row, section, table, text
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222;
-  background: #fff }
-h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem }
-p { max-width: 50rem; margin: .3rem 0; color: #555 }
-div { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; text-align: right; border: 1px solid #e4e4e4; white-space: nowrap }
-th { background: #f6f6f6; font-weight: 600 }
-tbody th { text-align: left }
-tr.recipe { font-weight: 600 }
-small { color: #777; display: block }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-$body
-</body>
-</html>
-""")
+STYLE = "tr.recipe { font-weight: 600 }\nsmall { color: #777; display: block }\n"
 
 TITLES = {
     "nats_per_token": ("Loss, nats per token", "Lower is better.", 4),
@@ -58,16 +30,15 @@ def page(data: dict[str, Any], findings: Sequence[Finding]) -> str:
     """
     parts = [_about(data)]
     if findings:
-        items = "\n".join(f"<li>{_text(f'{item.severity}[{item.code}]: {item.message}')}</li>" for item in findings)
-        parts.append(f"<h2>Findings</h2>\n<ul>\n{items}\n</ul>")
+        parts.append(listing("Findings", [f"{item.severity}[{item.code}]: {item.message}" for item in findings]))
     if data["variants"] and data["domains"]:
         for key, (title, words, digits) in TITLES.items():
             if any(one["domains"][domain][key] is not None for one in data["variants"] for domain in data["domains"]):
                 table = _numbers(data, key, digits)
-                parts.append(f"<h2>{_text(title)}</h2>\n<p>{_text(f'{words} {DIFFERENCE}')}</p>\n{table}")
+                parts.append(section(title, f"{words} {DIFFERENCE}", table))
     if data["tasks"]:
         parts.append("<h2>Tasks of lm-eval</h2>\n" + _tasks(data["tasks"]))
-    return PAGE.substitute(title=_text(f"Evaluation of {data['recipe']}"), body="\n".join(parts))
+    return document(f"Evaluation of {data['recipe']}", parts, STYLE)
 
 
 def _about(data: dict[str, Any]) -> str:
@@ -80,7 +51,7 @@ def _about(data: dict[str, Any]) -> str:
     ]
     heads = ("domain", "file", "split", "records", "tokens judged", "bytes", "SHA-256")
     words = f"Base {data['base']}, router {data['router']}, experts {', '.join(data['experts']) or 'none'}."
-    return f"<p>{_text(words)}</p>\n" + (_table(heads, rows) if rows else "")
+    return f"<p>{text(words)}</p>\n" + (table(heads, rows) if rows else "")
 
 
 def _numbers(data: dict[str, Any], key: str, digits: int) -> str:
@@ -90,8 +61,8 @@ def _numbers(data: dict[str, Any], key: str, digits: int) -> str:
         columns = [one["domains"][domain] for domain in domains] + ([one["mean"]] if len(domains) > 1 else [])
         cells = "".join(_number(column, key, digits) for column in columns)
         mark = ' class="recipe"' if one["kind"] == "recipe" else ""
-        rows.append(f"<tr{mark}><th>{_text(one['name'])}</th>{cells}</tr>")
-    return _table(("", *domains, *(["mean"] if len(domains) > 1 else [])), rows)
+        rows.append(f"<tr{mark}><th>{text(one['name'])}</th>{cells}</tr>")
+    return table(("", *domains, *(["mean"] if len(domains) > 1 else [])), rows)
 
 
 def _number(column: dict[str, Any], key: str, digits: int) -> str:
@@ -100,7 +71,7 @@ def _number(column: dict[str, Any], key: str, digits: int) -> str:
         return "<td>–</td>"
     told = f"{value:.{digits}f}"
     if chosen := column.get("chosen"):
-        told += f" <small>{_text(chosen)}</small>"
+        told += f" <small>{text(chosen)}</small>"
     if not difference or difference["value"] == 0:
         return f"<td>{told}</td>"
     low, high = difference["low"], difference["high"]
@@ -119,7 +90,7 @@ def _tasks(tasks: dict[str, dict[str, dict[str, float]]]) -> str:
     columns = sorted({(task, key) for own in tasks.values() for task, found in own.items() for key in found})
     shown = [(task, key) for task, key in columns if not key.endswith("_stderr")]
     rows = [_row(name, [_task_value(own.get(task, {}), key) for task, key in shown]) for name, own in tasks.items()]
-    return _table(("", *(f"{task}, {key}" for task, key in shown)), rows)
+    return table(("", *(f"{task}, {key}" for task, key in shown)), rows)
 
 
 def _task_value(found: dict[str, float], key: str) -> str:
@@ -129,15 +100,5 @@ def _task_value(found: dict[str, float], key: str) -> str:
     return f"{found[key]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 
-def _text(text: str) -> str:
-    return escape(visible(shortened(text, MAX_TEXT)))
-
-
 def _row(head: str, cells: Iterable[Any]) -> str:
-    return f"<tr><th>{_text(head)}</th>{''.join(f'<td>{_text(str(cell))}</td>' for cell in cells)}</tr>"
-
-
-def _table(heads: Iterable[str], rows: Iterable[str]) -> str:
-    top = "".join(f"<th>{_text(head)}</th>" for head in heads)
-    body = "\n".join(rows)
-    return f"<div><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
+    return row(head, [cell(text(str(one))) for one in cells])

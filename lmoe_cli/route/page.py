@@ -9,13 +9,12 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from html import escape
 from importlib.resources import files
 from string import Template
 from typing import Any
 
 from lmoe_cli.engine.legend import NOBODY, leader
-from lmoe_cli.readable import MAX_TEXT, shortened, visible
+from lmoe_cli.html_page import text
 from lmoe_cli.route.report import share_of
 
 COLOURS = (
@@ -75,17 +74,17 @@ def page(data: Mapping[str, Any], name: str = "") -> str:
     script = _beside("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return PAGE.substitute(
-        title=_text(f"Routing of {name}" if name else "Routing"),
+        title=text(f"Routing of {name}" if name else "Routing"),
         hash=f"sha256-{digest}",
         style=_beside("page.css"),
-        about=_text(_about(data)),
+        about=text(_about(data)),
         shares="\n".join(_share(expert, colours) for expert in experts) + _rest(data["rest"]),
         options="".join(
-            f'<option value="{number}">{_text(_label(layer))}</option>' for number, layer in enumerate(data["layers"])
+            f'<option value="{number}">{text(_label(layer))}</option>' for number, layer in enumerate(data["layers"])
         ),
         tokens="".join(_token(token, number, letters, colours) for number, token in enumerate(data["tokens"])),
         without=_without(data["without"]),
-        heads="".join(f"<th>{_text(expert['letter'])} {_text(expert['name'])}</th>" for expert in experts),
+        heads="".join(f"<th>{text(expert['letter'])} {text(expert['name'])}</th>" for expert in experts),
         layers="\n".join(_layer(layer, colours) for layer in data["layers"]),
         data=_json(_compact(data, colours)),
         script=script,
@@ -116,7 +115,7 @@ def _label(layer: Mapping[str, Any]) -> str:
 def _share(expert: Mapping[str, Any], colours: Mapping[str, tuple[int, int, int]]) -> str:
     share, colour = expert["share"], colours[expert["name"]]
     bar = f'<i style="width:{share * 20:.2f}rem;background:rgb{colour}"></i>'
-    return f"<tr><th>{_text(expert['letter'])} {_text(expert['name'])}</th><td>{share:.1%}</td><td>{bar}</td></tr>"
+    return f"<tr><th>{text(expert['letter'])} {text(expert['name'])}</th><td>{share:.1%}</td><td>{bar}</td></tr>"
 
 
 def _rest(rest: float) -> str:
@@ -133,11 +132,11 @@ def _token(
         mark = letters[best] if shares[best] > 0.5 else letters[best].lower()
         style = f' style="background:rgba{(*colours[best], _strength(shares[best]))}"'
     gates = ", ".join(f"{name} {gate:.3f}" for name, gate in token["gates"].items())
-    text = token["text"].replace("\t", "⇥").replace("\n", "↵") or "◌"
+    shown = token["text"].replace("\t", "⇥").replace("\n", "↵") or "◌"
     after = "<br>" * token["text"].count("\n")
     return (
-        f'<ruby class="{token["part"]}" data-n="{number}" title="{_text(gates)}"{style}>{_text(text)}'
-        f"<rt>{_text(mark)}</rt></ruby>{after}"
+        f'<ruby class="{token["part"]}" data-n="{number}" title="{text(gates)}"{style}>{text(shown)}'
+        f"<rt>{text(mark)}</rt></ruby>{after}"
     )
 
 
@@ -151,7 +150,7 @@ def _layer(layer: Mapping[str, Any], colours: Mapping[str, tuple[int, int, int]]
         f'<i style="width:{share * 16:.2f}rem;background:rgb{colours[name]}"></i>'
         for name, share in layer["shares"].items()
     )
-    return f'<tr><th>{_text(_label(layer))}</th>{cells}<td class="bar">{bar}</td></tr>'
+    return f'<tr><th>{text(_label(layer))}</th>{cells}<td class="bar">{bar}</td></tr>'
 
 
 def _without(told: Mapping[str, Any] | None) -> str:
@@ -163,7 +162,7 @@ def _without(told: Mapping[str, Any] | None) -> str:
         f"{told['of']}, {told['total_change']:+.4f} over its {told['tokens']} tokens. Green lines stand over tokens "
         "that it makes likelier by 0.1 or more, red ones under those that it makes less likely."
     )
-    return f"<p>{_text(words)}</p>"
+    return f"<p>{text(words)}</p>"
 
 
 def _compact(data: Mapping[str, Any], colours: Mapping[str, tuple[int, int, int]]) -> dict[str, Any]:
@@ -195,7 +194,3 @@ def _compact(data: Mapping[str, Any], colours: Mapping[str, tuple[int, int, int]
 def _json(value: Any) -> str:
     """JSON that cannot end the element it stands in."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def _text(text: str) -> str:
-    return escape(visible(shortened(text, MAX_TEXT)))

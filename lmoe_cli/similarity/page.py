@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
-from string import Template
 from typing import Any
 
 from lmoe_cli.findings import Finding
-from lmoe_cli.readable import MAX_TEXT, shortened, visible
+from lmoe_cli.html_page import cell, document, listing, row, section, table, text
 from lmoe_cli.similarity.report import SIDES
 
 Pair = dict[str, Any]
 Shade = Callable[[float], str]
-
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222;
-  background: #fff }
-h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem }
-p { max-width: 50rem; margin: .3rem 0; color: #555 }
-div { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; text-align: right; border: 1px solid #e4e4e4; white-space: nowrap }
-th { background: #f6f6f6; font-weight: 600 }
-tbody th, .words td { text-align: left }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-$body
-</body>
-</html>
-""")
 
 COSINE = (
     "Frobenius cosine of the deltas, from −1 (blue) to 1 (red). A module that only one of two adapters changes counts "
@@ -60,19 +32,18 @@ def page(data: dict[str, Any], findings: Sequence[Finding]) -> str:
     names, overall = list(data["adapters"]), data["overall"]
     parts = [_adapters(data)]
     if findings:
-        parts.append(_list("Findings", [f"{item.severity}[{item.code}]: {item.message}" for item in findings]))
-    parts.append(_section("Cosine", COSINE, _square(names, overall["pairs"], "cosine", _signed, one=1.0)))
+        parts.append(listing("Findings", [f"{item.severity}[{item.code}]: {item.message}" for item in findings]))
+    parts.append(section("Cosine", COSINE, _square(names, overall["pairs"], "cosine", _signed, one=1.0)))
     for side, what in zip(SIDES, ("what the deltas read", "what the deltas write"), strict=True):
         table = _square(names, overall["pairs"], f"overlap_{side}", _unsigned, one=1.0, beside=f"chance_{side}")
-        parts.append(_section(f"Subspace overlap, {side} side: {what}", OVERLAP, table))
+        parts.append(section(f"Subspace overlap, {side} side: {what}", OVERLAP, table))
     for title, key, group in (("By layer", "layer", "layers"), ("By kind of module", "kind", "kinds")):
-        parts.append(_section(f"{title}: cosine", COSINE, _pairs(data[group], key, "cosine", _signed)))
+        parts.append(section(f"{title}: cosine", COSINE, _pairs(data[group], key, "cosine", _signed)))
         for side in SIDES:
             table = _pairs(data[group], key, f"overlap_{side}", _unsigned)
-            parts.append(_section(f"{title}: subspace overlap, {side} side", OVERLAP, table))
-        parts.append(_section(f"{title}: norm", "Frobenius norm of each delta.", _norms(names, data[group], key)))
-    title = _text(f"Similarity of {', '.join(names)}")
-    return PAGE.substitute(title=title, body="\n".join(parts))
+            parts.append(section(f"{title}: subspace overlap, {side} side", OVERLAP, table))
+        parts.append(section(f"{title}: norm", "Frobenius norm of each delta.", _norms(names, data[group], key)))
+    return document(f"Similarity of {', '.join(names)}", parts)
 
 
 def _adapters(data: dict[str, Any]) -> str:
@@ -83,13 +54,11 @@ def _adapters(data: dict[str, Any]) -> str:
             "–" if rank["min"] is None else f"{rank['min']}–{rank['max']}" if rank["min"] < rank["max"] else rank["max"]
         )
         words = (ref, facts["base"] or "–", facts["peft_type"], ", ".join(facts["variants"]) or "–", ranks)
-        rows.append(
-            _row(name, [_cell(_text(str(word))) for word in (*words, facts["modules"], _number(facts["norm"]))])
-        )
+        rows.append(row(name, [cell(text(str(word))) for word in (*words, facts["modules"], _number(facts["norm"]))]))
     heads = ("", "adapter", "trained on", "type", "variants", "rank", "modules", "norm of the delta")
     base = data["base"]
     how = f"Whole deltas, on {base}." if base else "From the adapters alone, without their base."
-    return f"<p>{_text(how)}</p>\n" + _table(heads, rows, "words")
+    return f"<p>{text(how)}</p>\n" + table(heads, rows, "words")
 
 
 def _square(
@@ -104,15 +73,15 @@ def _square(
             pair = found.get((first, second)) or found.get((second, first))
             chance = pair[beside] if pair and beside else None
             cells.append(_heat(pair[key] if pair else one, shade, chance))
-        rows.append(_row(first, cells))
-    return _table(("", *names), rows)
+        rows.append(row(first, cells))
+    return table(("", *names), rows)
 
 
 def _pairs(groups: Sequence[dict[str, Any]], label: str, key: str, shade: Shade) -> str:
     """A row for each group and a column for each pair."""
     heads = [f"{pair['first']} · {pair['second']}" for pair in groups[0]["pairs"]]
-    rows = [_row(_label(group[label]), [_heat(pair[key], shade) for pair in group["pairs"]]) for group in groups]
-    return _table((label, *heads), rows)
+    rows = [row(_label(group[label]), [_heat(pair[key], shade) for pair in group["pairs"]]) for group in groups]
+    return table((label, *heads), rows)
 
 
 def _norms(names: Sequence[str], groups: Sequence[dict[str, Any]], label: str) -> str:
@@ -121,8 +90,8 @@ def _norms(names: Sequence[str], groups: Sequence[dict[str, Any]], label: str) -
     def shade(norm: float) -> str:
         return _unsigned(norm / largest) if largest else ""
 
-    rows = [_row(_label(group[label]), [_heat(group["norms"][name], shade) for name in names]) for group in groups]
-    return _table((label, *names), rows)
+    rows = [row(_label(group[label]), [_heat(group["norms"][name], shade) for name in names]) for group in groups]
+    return table((label, *names), rows)
 
 
 def _heat(value: float | None, shade: Shade, beside: float | None = None) -> str:
@@ -146,30 +115,3 @@ def _number(value: float) -> str:
 
 def _label(value: Any) -> str:
     return "none" if value is None else str(value)
-
-
-def _text(text: str) -> str:
-    return escape(visible(shortened(text, MAX_TEXT)))
-
-
-def _cell(inner: str) -> str:
-    return f"<td>{inner}</td>"
-
-
-def _row(head: str, cells: Iterable[str]) -> str:
-    return f"<tr><th>{_text(head)}</th>{''.join(cells)}</tr>"
-
-
-def _table(heads: Iterable[str], rows: Iterable[str], kind: str = "heat") -> str:
-    top = "".join(f"<th>{_text(head)}</th>" for head in heads)
-    body = "\n".join(rows)
-    return f'<div><table class="{kind}">\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
-
-
-def _section(title: str, words: str, table: str) -> str:
-    return f"<h2>{_text(title)}</h2>\n<p>{_text(words)}</p>\n{table}"
-
-
-def _list(title: str, items: Iterable[str]) -> str:
-    told = "\n".join(f"<li>{_text(item)}</li>" for item in items)
-    return f"<h2>{_text(title)}</h2>\n<ul>\n{told}\n</ul>"
