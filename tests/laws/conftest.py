@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from lmoe_cli.bank import bank, product, shared
@@ -17,16 +18,18 @@ from lmoe_cli.engine.engine import Engine
 LIVE = ("test_blend", "test_mixture", "test_generation")
 """Modules whose laws are about what runs."""
 PATHS = ("usual", "quickest", "native", "fused", "compiled")
-FULL = ("usual", "quickest", "native")
+FULL = ("usual", "quickest")
 """Paths that are quick enough for every architecture and kind of adapter."""
 FEW = {
+    "native": {*(("llama", variant) for variant in tiny.VARIANTS), *((arch, "lora") for arch in tiny.ARCHITECTURES)},
     "fused": {("llama", "lora"), ("llama", "dora"), ("llama", "lora_bias"), ("qwen3", "patterns"), ("gpt2", "lora")},
     "compiled": {
         *(("llama", variant) for variant in ("lora", "dora", "lora_bias", "bias", "head", "ia3", "patterns")),
         ("gpt2", "lora"), ("gemma3_text", "lora"), ("qwen3_moe", "lora"),
     },
 }  # fmt: skip
-"""What the interpreter of kernels and the compiler, which take seconds for each, are asked for."""
+"""What is asked of torch's own kernel, which is another one for single vectors alone; and of the interpreter of kernels
+and the compiler, which take seconds for each."""
 
 
 def pytest_generate_tests(metafunc):
