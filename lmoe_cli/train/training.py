@@ -132,7 +132,7 @@ def _begin(order: Order, work: Path, data: Mapping[str, str], processes: int) ->
             raise NotFoundError("nothing-to-resume", f"{work}: nothing was begun there", hint=hint, where=str(work))
         files.write_file(work / STATE, json.dumps(told, indent=2).encode() + b"\n", force=True)
         return
-    if not order.resume and not order.force:
+    if not order.resume and not order.force and _has_trained(work):
         message = f"{work}: a training was begun there and is not done"
         raise UsageError("training-unfinished", message, hint="--resume goes on with it, --force begins again")
     if not order.resume:
@@ -148,6 +148,11 @@ def _begin(order: Order, work: Path, data: Mapping[str, str], processes: int) ->
     if changed:
         message = f"{work}: begun with another {', '.join(changed)}"
         raise UsageError("resume-differs", message, hint="put back what was changed, or --force to begin again")
+
+
+def _has_trained(work: Path) -> bool:
+    """Whether there is something to go on from."""
+    return any(work.glob("*/checkpoint-*")) or any(work.glob(f"*/{DONE}"))
 
 
 def _run(order: Order, work: Path, run: Run, left: Left, tell: Tell, processes: Any) -> None:

@@ -68,6 +68,16 @@ def test_long_examples_are_cut_left_out_or_refused(tmp_path):
     }
 
 
+def test_data_that_was_put_right_is_trained_on_without_a_word(tmp_path):
+    made = config(tmp_path, EXPERTS, experts=("sums",))
+    good = (tmp_path / "sums.jsonl").read_text()
+    (tmp_path / "sums.jsonl").write_text("hello\n")
+    with pytest.raises(LmoeError):
+        run(made, tmp_path)
+    (tmp_path / "sums.jsonl").write_text(good)
+    assert (run(made, tmp_path) / "recipe.yaml").is_file()
+
+
 def test_a_data_file_that_is_missing_is_named(tmp_path):
     made = config(tmp_path, EXPERTS, experts=("sums",))
     (tmp_path / "sums.jsonl").unlink()
