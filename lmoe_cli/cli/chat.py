@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ import click
 
 from lmoe_cli.cli import params
 from lmoe_cli.cli.output import Output, size
-from lmoe_cli.cli.placing import Placing, checked, piped, started
+from lmoe_cli.cli.placing import Placing, checked, piped, placed, started
 from lmoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,12 +57,8 @@ def sampling(function: F) -> F:
 @click.option("--prompt", type=params.TEXT, metavar="TEXT", help="Answer this once; so does text on stdin.")
 @click.option("--without", type=params.TEXT, metavar="NAME", help="Answer once without this expert: its weight is 0.")
 @sampling
-@click.option("--device", help="cpu, cuda, cuda:1, mps; the best there is when left out.")
-@click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the weights.")
-@click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Quantise the base while it loads.")
+@placed
 @click.option("--compile", "compiles", is_flag=True, help="Let torch compile the steps: a late start, faster tokens.")
-@params.token
-@params.trust_remote_code
 @params.output
 def chat(
     loadout: Path | None,
@@ -70,12 +66,8 @@ def chat(
     prompt: str | None,
     without: str | None,
     settings: dict[str, Any],
-    device: str | None,
-    dtype: str | None,
-    quantize: str | None,
+    placing: Placing,
     compiles: bool,
-    token: str | None,
-    trust_remote_code: bool,
     out: Output,
 ) -> None:
     """Talk to a loadout, or answer one prompt.
@@ -86,7 +78,7 @@ def chat(
     chosen = [loadout] if loadout else [] if blend.is_given else [EMBEDDED]
     (request,) = params.requests(chosen, blend)
     text = _prompt(prompt, without, out)
-    placing = Placing(device, dtype, quantize, token, trust_remote_code, compiles, settings)
+    placing = replace(placing, compiles=compiles, settings=settings)
     found, findings = checked(request, placing)
     if without is not None:
         found.expert(without)

@@ -12,7 +12,7 @@ from lmoe_cli.cli import params
 from lmoe_cli.cli.evaluated import show
 from lmoe_cli.cli.judged import MAX_TOKENS, Judged, named_files, require_readable
 from lmoe_cli.cli.output import Output, show_findings
-from lmoe_cli.cli.placing import Placing, checked
+from lmoe_cli.cli.placing import Placing, checked, placed
 from lmoe_cli.cli.progress import bar
 from lmoe_cli.errors import UsageError
 
@@ -75,12 +75,8 @@ SPLITS = ("train", "valid", "test", "all")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws and random experts.")
 @click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page.")
 @params.force
-@click.option("--device", help="cpu, cuda, cuda:1, mps; the best there is when left out.")
-@click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the weights.")
-@click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Quantise the base while it loads.")
+@placed
 @params.blend
-@params.token
-@params.trust_remote_code
 @params.output
 def evaluate(
     recipe: Path | None,
@@ -104,12 +100,8 @@ def evaluate(
     seed: int,
     page: Path | None,
     force: bool,
-    device: str | None,
-    dtype: str | None,
-    quantize: str | None,
+    placing: Placing,
     blend: params.Blend,
-    token: str | None,
-    trust_remote_code: bool,
     out: Output,
 ) -> None:
     """Judge a recipe on held-out data, beside the base, its experts and controls.
@@ -126,7 +118,7 @@ def evaluate(
     if page:
         refuse_existing_file(page, force=force)
     (request,) = params.requests([recipe] if recipe else [], blend)
-    loadout, checks = checked(request, Placing(device, dtype, quantize, token, trust_remote_code))
+    loadout, checks = checked(request, placing)
     out.warn(checks)
     before = read_baseline(baseline) if baseline else None
     for path in (*judged.data.values(), *judged.select.values()):
@@ -148,11 +140,11 @@ def evaluate(
         "domains": {}, "variants": [], "oracle": None, "retrained": None, "tasks": None, "baseline": None,
         "settings": {
             "split": split, "limit": limit, "max_tokens": max_tokens, "too_long": too_long, "generate": generates,
-            "resamples": resamples, "seed": seed, "random": not no_random, "quantize": quantize,
+            "resamples": resamples, "seed": seed, "random": not no_random, "quantize": placing.quantize,
         },
     }  # fmt: skip
     new = [Path(text) for text in retrain]
-    with control(new, judged, loadout, retrain_epochs, retrain_rate, seed, device, out) as (
+    with control(new, judged, loadout, retrain_epochs, retrain_rate, seed, placing.device, out) as (
         others,
         data["retrained"],
     ):
@@ -160,7 +152,8 @@ def evaluate(
         suites = _suites(tasks, include_path, variants)
         with bar(out, "fetching") as fetched:
             stage = open_stage(
-                variants, device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code,
+                variants, device=placing.device, dtype=placing.dtype, quantize=placing.quantize,
+            trust_remote_code=placing.trust_remote_code,
                 progress=fetched,
             )  # fmt: skip
         data["settings"]["dtype"] = str(next(stage.model.parameters()).dtype).removeprefix("torch.")

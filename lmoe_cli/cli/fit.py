@@ -11,7 +11,7 @@ import click
 from lmoe_cli.cli import params
 from lmoe_cli.cli.judged import MAX_TOKENS, encoder_of, named_files, require_readable
 from lmoe_cli.cli.output import Output
-from lmoe_cli.cli.placing import Placing, checked
+from lmoe_cli.cli.placing import Placing, checked, placed
 from lmoe_cli.cli.progress import bar
 from lmoe_cli.errors import UsageError
 
@@ -56,12 +56,8 @@ LIMIT = 1000
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is kept, and of the order.")
 @params.force
-@click.option("--device", help="cpu, cuda, cuda:1, mps; the best there is when left out.")
-@click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the weights.")
-@click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Quantise the base while it loads.")
+@placed
 @params.blend
-@params.token
-@params.trust_remote_code
 @params.output
 def fit(
     recipe: Path | None,
@@ -75,12 +71,8 @@ def fit(
     max_tokens: int | None,
     seed: int,
     force: bool,
-    device: str | None,
-    dtype: str | None,
-    quantize: str | None,
+    placing: Placing,
     blend: params.Blend,
-    token: str | None,
-    trust_remote_code: bool,
     out: Output,
 ) -> None:
     """Find the fixed weights that suit some data, and write them as a recipe.
@@ -96,7 +88,7 @@ def fit(
         raise UsageError("usage", "nothing to suit", hint="--data NAME=FILE, a JSONL file")
     refuse_existing_file(target, force=force)
     (request,) = params.requests([recipe] if recipe else [], blend)
-    loadout, findings = checked(request, Placing(device, dtype, quantize, token, trust_remote_code))
+    loadout, findings = checked(request, placing)
     out.warn(findings)
     if not loadout.experts:
         raise UsageError("usage", f"{request.origin}: there is no expert to weigh", hint="put experts into the recipe")
@@ -120,7 +112,8 @@ def fit(
     with bar(out, "fetching") as fetched:
         stage = open_stage(
             [Variant("start", "recipe", split.loadout, dict(zip(names, start, strict=True)))],
-            device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code, progress=fetched,
+            device=placing.device, dtype=placing.dtype, quantize=placing.quantize,
+            trust_remote_code=placing.trust_remote_code, progress=fetched,
         )  # fmt: skip
     engine = stage.engine
     sides = read_sides(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
 
 from lmoe_cli.cli import params
 from lmoe_cli.cli.output import Output
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from lmoe_cli.findings import Finding
     from lmoe_cli.loadout.loadout import Loadout
 
+F = TypeVar("F", bound=Callable[..., Any])
 MAX_PROMPT_BYTES = 16 << 20
 
 
@@ -33,6 +37,30 @@ class Placing:
     compiles: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the recipe's ``chat:``, given on the command line."""
+
+
+def placed(function: F) -> F:
+    """Add the options that say where and how to load, and pass the `Placing` they make as ``placing``."""
+
+    @click.option("--device", help="cpu, cuda, cuda:1, mps; the best there is when left out.")
+    @click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the weights.")
+    @click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Quantise the base while it loads.")
+    @params.token
+    @params.trust_remote_code
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any,
+        device: str | None,
+        dtype: str | None,
+        quantize: str | None,
+        token: str | None,
+        trust_remote_code: bool,
+        **kwargs: Any,
+    ) -> Any:
+        placing = Placing(device, dtype, quantize, token, trust_remote_code)
+        return function(*args, placing=placing, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
 
 
 def checked(request: params.Request, placing: Placing) -> tuple[Loadout, Sequence[Finding]]:

@@ -11,7 +11,7 @@ import click
 
 from lmoe_cli.cli import params
 from lmoe_cli.cli.output import Output
-from lmoe_cli.cli.placing import Placing, checked, piped, started
+from lmoe_cli.cli.placing import Placing, checked, piped, placed, started
 from lmoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ SAME = {
 @click.option("--without", type=params.TEXT, metavar="NAME", help="Compare with the same without this expert.")
 @click.option("--html", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write a page to look at.")
 @params.force
-@click.option("--device", help="cpu, cuda, cuda:1, mps; the best there is when left out.")
-@click.option("--dtype", type=click.Choice(params.DTYPES), help="Of the weights.")
-@click.option("--quantize", type=click.Choice(["nf4", "int8"]), help="Quantise the base while it loads.")
-@params.token
-@params.trust_remote_code
+@placed
 @params.output
 def route(
     recipe: Path,
@@ -63,11 +59,7 @@ def route(
     without: str | None,
     file: Path | None,
     force: bool,
-    device: str | None,
-    dtype: str | None,
-    quantize: str | None,
-    token: str | None,
-    trust_remote_code: bool,
+    placing: Placing,
     out: Output,
 ) -> None:
     """Show which expert has how much say in which token.
@@ -89,7 +81,6 @@ def route(
         raise UsageError("prompt-empty", "there is no answer to route", hint="--answer TEXT, or leave it out")
     said = _text(text)
     (request,) = params.requests([recipe], params.Blend(None, (), ()))
-    placing = Placing(device, dtype, quantize, token, trust_remote_code)
     found, findings = checked(request, placing)
     if without is not None:
         found.expert(without)

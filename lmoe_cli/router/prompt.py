@@ -8,6 +8,7 @@ changes, what was cached under the old one is computed again, unless the recipe 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from lmoe_cli.loadout.routers import Scope
 from lmoe_cli.router.weighted import WeightedRouter
 
 
-class PromptRouter(WeightedRouter):
+class PromptRouter(WeightedRouter, ABC):
     """What all routers have in common that decide per prompt. See `StaticRouter` for arguments."""
 
     scope: ClassVar[Scope] = "prompt"
@@ -36,6 +37,6 @@ class PromptRouter(WeightedRouter):
         """
         self.routed = self.route(messages)
 
+    @abstractmethod
     def route(self, messages: Sequence[Mapping[str, str]]) -> Tensor:
         """What a prompt gives each expert, (E,), float32. See `read`."""
-        raise NotImplementedError

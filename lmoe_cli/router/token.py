@@ -8,7 +8,7 @@ itself and those before it decide, so cached keys and values stay valid.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar
@@ -22,7 +22,7 @@ from lmoe_cli.router.surroundings import Surroundings
 from lmoe_cli.router.weighted import WeightedRouter
 
 
-class TokenRouter(WeightedRouter):
+class TokenRouter(WeightedRouter, ABC):
     """Gates from what a token is at each place. See `StaticRouter` for arguments."""
 
     scope: ClassVar[Scope] = "token"

@@ -32,7 +32,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Source:
+class Owned:
     """Data of one expert, or of all."""
 
     name: str
@@ -40,12 +40,12 @@ class Source:
     data: Data
 
 
-def sources_of(config: TrainConfig, experts: Sequence[str], *, is_for_experts: bool) -> list[Source]:
+def sources_of(config: TrainConfig, experts: Sequence[str], *, is_for_experts: bool) -> list[Owned]:
     """Data of these experts; for a gate what the config has for all of them, if it has."""
     if not is_for_experts and config.data is not None:
-        return [Source("all", EVERYONE, as_data(config.data))]
+        return [Owned("all", EVERYONE, as_data(config.data))]
     return [
-        Source(name, number, as_data(data))
+        Owned(name, number, as_data(data))
         for number, name in enumerate(experts)
         if (data := config.experts[name].data) is not None
     ]
@@ -74,7 +74,7 @@ def hashes_of(config: TrainConfig, folder: Path) -> dict[str, str]:
 
 
 def gather_material(
-    sources: Sequence[Source], config: TrainConfig, folder: Path, work: Path, tokenizer: Any, limits: tuple[int, int]
+    sources: Sequence[Owned], config: TrainConfig, folder: Path, work: Path, tokenizer: Any, limits: tuple[int, int]
 ) -> Material:
     """Read and tokenise the data of a stage.
 
@@ -109,7 +109,7 @@ def gather_material(
 
 
 def _examples(
-    sources: Sequence[Source], folder: Path, encoder: Encoder, seed: int, *, held_out: bool
+    sources: Sequence[Owned], folder: Path, encoder: Encoder, seed: int, *, held_out: bool
 ) -> Iterator[tuple[int, Example]]:
     for source in sources:
         data = source.data
