@@ -101,7 +101,8 @@ def _joint(folder: Path, gate: str, share: str) -> Step:
     trainee = assemble(loadout, runs_of(config, 0)[0], config, torch.device("cpu"), None).trainee
 
     def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        losses = trainee(experts=torch.full_like(batch["labels"], -1), **batch)
+        own = {"experts": torch.full_like(batch["labels"], -1), "strengths": torch.ones(batch["labels"].shape)}
+        losses = trainee(**own, **batch)
         assert losses.gate is not None, "it has one"
         total: torch.Tensor = losses.nats / batch["labels"].numel() + 0.01 * losses.gate.balance
         return total

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
@@ -48,16 +47,6 @@ class Expert:
         """S = alpha / r (Hu et al. 2021, sec. 4.1), or alpha / √r (Kalajdzievski 2023, sec. 3). Dimensionless."""
         rank = self.adapter.rank
         return self.adapter.alpha / (math.sqrt(rank) if self.adapter.is_rank_stabilised else rank)
-
-
-def expert_of(model: PeftModel, adapter: Adapter) -> Expert:
-    """Take a copy of the trained factors out of a model."""
-    factors = {
-        name: (module.lora_A["default"].weight.detach().clone(), module.lora_B["default"].weight.detach().clone())
-        for name, module in model.get_base_model().named_modules()
-        if hasattr(module, "lora_A")
-    }
-    return Expert(adapter, factors)
 
 
 def blend(base: Qwen3ForCausalLM, experts: Mapping[str, Expert], weights: Mapping[str, float]) -> Qwen3ForCausalLM:

@@ -1,10 +1,9 @@
-"""The base, made from nothing, and the LoRA adapters put on it."""
+"""The base, made from nothing, and the shapes of its adapters."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -91,31 +90,3 @@ def round_to_bfloat16(model: nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
-
-
-def add_adapter(base: Qwen3ForCausalLM, adapter: Adapter, generator: torch.Generator) -> PeftModel:
-    """Put a fresh LoRA adapter on the frozen base.
-
-    Args:
-        base: changed in place; `PeftModel.unload` takes the adapter off again.
-        adapter: its shape.
-        generator: source of A; B starts at zero.
-
-    Returns:
-        The base with trainable A and B, float32.
-    """
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        target_modules=list(adapter.targets),
-        use_rslora=adapter.is_rank_stabilised,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(base, config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_A" in name:  # (r, d_in)
-                bound = 1 / math.sqrt(parameter.shape[1])
-                parameter.uniform_(-bound, bound, generator=generator)
-    return model

@@ -36,19 +36,16 @@ class Row:
     ids: tuple[int, ...]
     is_learned: tuple[bool, ...]
     """For every token, whether the loss asks for it."""
-    strength: float = 1.0
-    """Weight of the adapter while it learns from this row, dimensionless."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one strength and of like length."""
+    """Rows of like length."""
 
     ids: Tensor
     """Token ids, (B, T), int64."""
     is_learned: Tensor
     """Whether the loss asks for it, (B, T), bool."""
-    strength: float
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -83,15 +80,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> P
     )
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation], strength: float = 1.0
-) -> list[Row]:
+def encode(tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation]) -> list[Row]:
     """Conversations as rows, laid out as the chat template does.
 
     Args:
         tokenizer: from `train_tokenizer`.
         conversations: what was said.
-        strength: of every row.
 
     Returns:
         One row per conversation. Learned are the content of each learned message and the `<|im_end|>` after it.
@@ -110,7 +104,7 @@ def encode(
             head = 1 + heads[message.role]
             ids += [start, *body, end, *newline]
             is_learned += [False] * head + [message.is_learned] * (len(body) + 2 - head) + [False] * len(newline)
-        rows.append(Row(tuple(ids), tuple(is_learned), strength))
+        rows.append(Row(tuple(ids), tuple(is_learned)))
     return rows
 
 
@@ -128,9 +122,9 @@ def batches(rows: Sequence[Row], budget: int, pad: int, generator: torch.Generat
     """
     drawn = torch.randperm(len(rows), generator=generator).tolist()
     groups: list[list[Row]] = [[]]
-    for index in sorted(drawn, key=lambda i: (rows[i].strength, len(rows[i].ids))):
+    for index in sorted(drawn, key=lambda i: len(rows[i].ids)):
         row, group = rows[index], groups[-1]
-        if group and (len(row.ids) * (len(group) + 1) > budget or group[-1].strength != row.strength):
+        if group and len(row.ids) * (len(group) + 1) > budget:
             groups.append([])
         groups[-1].append(row)
     for which in torch.randperm(len(groups), generator=generator).tolist():
@@ -138,7 +132,7 @@ def batches(rows: Sequence[Row], budget: int, pad: int, generator: torch.Generat
         width = max(len(row.ids) for row in group)
         ids = torch.tensor([row.ids + (pad,) * (width - len(row.ids)) for row in group])  # (B, T)
         is_learned = torch.tensor([row.is_learned + (False,) * (width - len(row.ids)) for row in group])  # (B, T)
-        yield Batch(ids, is_learned, group[0].strength)
+        yield Batch(ids, is_learned)
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:

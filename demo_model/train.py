@@ -1,4 +1,4 @@
-"""The training loop, the same for the base and for an adapter."""
+"""The training loop of the base."""
 
 import math
 import time
@@ -19,8 +19,8 @@ class Schedule:
 
     learning_rate: float
     """Peak rate of AdamW; every rate rises over the first 5 % of the steps and then falls to 3 % along a cosine."""
-    matrix_rate: float | None = None
-    """Peak rate of Muon, which then takes the matrices inside the layers; without it AdamW takes everything."""
+    matrix_rate: float
+    """Peak rate of Muon, which takes the matrices inside the layers."""
     batch_tokens: int = 2048
     """Most tokens in one step, padding included."""
     weight_decay: float = 0.05
@@ -49,31 +49,28 @@ def fit(
     schedule: Schedule,
     generator: torch.Generator,
     say: Callable[[str], None],
-    set_strength: Callable[[float], None] = lambda _: None,
 ) -> int:
-    """Train whatever parameters require a gradient, in place.
+    """Train a model, in place.
 
     Args:
-        model: base, with or without an adapter in it.
+        model: base.
         stages: training text, one stage after the other; each row is seen once.
         schedule: how fast.
         generator: source of the order within a stage.
         say: receives a line of progress now and then.
-        set_strength: called with the strength of each batch before it is learned.
 
     Returns:
         Number of tokens that the loss asked for.
     """
     optimizers = _optimizers(model, schedule)
     peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = list(model.parameters())
     pad = int(model.config.pad_token_id)
     steps = [batch for rows in stages for batch in batches(rows, schedule.batch_tokens, pad, generator)]
     began = time.monotonic()
     learned = 0
     model.train()
     for step, batch in enumerate(steps):
-        set_strength(batch.strength)
         pace = _pace(step, len(steps))
         loss = learned_nats(model, batch).mean()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -91,20 +88,17 @@ def fit(
 
 
 def _optimizers(model: Qwen3ForCausalLM, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    inner = [p for name, p in named if p.ndim == 2 and "embed" not in name and schedule.matrix_rate is not None]
+    named = list(model.named_parameters())
+    inner = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     rest = [p for _, p in named if not any(p is other for other in inner)]
     groups = [
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": schedule.weight_decay},
         {"params": [p for p in rest if p.ndim == 1], "weight_decay": 0.0},
     ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98))]
-    if inner and schedule.matrix_rate is not None:
-        muon = torch.optim.Muon(
-            inner, lr=schedule.matrix_rate, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
-    return optimizers
+    muon = torch.optim.Muon(
+        inner, lr=schedule.matrix_rate, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98)), muon]
 
 
 def _pace(step: int, steps: int) -> float:

@@ -35,7 +35,7 @@ def test_a_message_is_one_line_of_bounded_length_that_steers_nothing(text):
     assert len(told) <= MAX_TEXT
     assert told.isprintable()
     assert readable(told) == told
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
 
 
 def test_a_long_value_keeps_its_beginning_and_end_and_what_is_said_of_it():

@@ -209,12 +209,17 @@ def save_adapter(base: Path, variant: str, folder: Path, seed: int = 1, rank: in
 
 def peft_model(base: Path, adapter: Path) -> torch.nn.Module:
     """The oracle: one adapter on its base, as PEFT runs it."""
-    import peft
     from transformers import AutoModelForCausalLM
+
+    return peft_on(AutoModelForCausalLM.from_pretrained(base), adapter)
+
+
+def peft_on(loaded: torch.nn.Module, adapter: Path) -> torch.nn.Module:
+    """The same on a base that is loaded already, which is changed."""
+    import peft
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = AutoModelForCausalLM.from_pretrained(base)
         return peft.PeftModel.from_pretrained(loaded, adapter).eval()
 
 

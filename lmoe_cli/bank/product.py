@@ -207,9 +207,11 @@ def choose_products(weights: Iterable[Tensor]) -> Products:
     """Measure which kernels are fastest for a model.
 
     Args:
-        weights: Of its linear layers, (d_out, d_in) each. One that is smaller in memory only stands for its shape.
+        weights: Of its linear layers, (d_out, d_in) each. One that is smaller in memory only stands for its shape; one
+            that is spread over processes has no product of its own, and is passed over.
     """
-    found = [weight for weight in weights if weight.device.type == "cpu" and weight.dim() == 2]
+    whole = [weight for weight in weights if type(weight) in (Tensor, nn.Parameter)]
+    found = [weight for weight in whole if weight.device.type == "cpu" and weight.dim() == 2]
     large = [weight for weight in found if weight.numel() >= ENOUGH and weight.is_floating_point()]
     if sum(weight.nbytes for weight in large) < LARGE_BYTES or not torch._C._get_mkldnn_enabled():
         return Products()

@@ -88,19 +88,26 @@ class Tree:
         """The matrix W at a place, (d_out, d_in), float32, on the CPU; of a quantised module what it stands for."""
         module = self.modules[place.module]
         stored = dequantized(module) if is_packed(module) else self.stored(place)
-        matrix = stored.to("cpu", torch.float32)
+        matrix = _gathered(stored).to("cpu", torch.float32)
         return matrix.T if self.is_transposed(place) and matrix.dim() == 2 else matrix
 
     def bias(self, place: Location) -> Tensor | None:
         """The bias at a place, (d_out,), float32, on the CPU."""
         bias = getattr(self.modules[place.module], "bias", None)
-        return bias.detach().to("cpu", torch.float32) if isinstance(bias, Tensor) and not place.parameter else None
+        is_bias = isinstance(bias, Tensor) and not place.parameter
+        return _gathered(bias.detach()).to("cpu", torch.float32) if is_bias else None
 
     def _module(self, name: str) -> str | None:
         if name in self.modules:
             return name
         found = self._by_key.get(module_key(name), [])
         return found[0] if len(found) == 1 else None
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    """What all processes hold of a tensor that is spread over them; any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if gather else tensor
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -2,9 +2,9 @@
 
 A conversation goes through the base's chat template, and only what the assistant says is learned: what the template
 marks with ``{% generation %}``, or, where it marks nothing, what it adds for every turn of the assistant after the
-prompt it would have answered (see `masks`). Without a template, contents are joined as they are, as `prompt_tokens`
-does it for an answer: nothing stands between two messages, and the tokenizer's end of text follows the last. Of a text
-every token is learned, and the end of text after it.
+prompt it would have answered (see `masks`), and never a message of weight 0. Without a template, contents are joined as
+they are, as `prompt_tokens` does it for an answer: nothing stands between two messages, and the tokenizer's end of text
+follows the last. Of a text every token is learned, and the end of text after it.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Encoder:
             tokens += added
             learned += [is_answer] * len(added)
         ended = self._ended(tokens)
-        return ended, learned + [record.messages[-1]["role"] == "assistant"] * (len(ended) - len(tokens))
+        return ended, learned + [record.is_learned(len(record.messages) - 1)] * (len(ended) - len(tokens))
 
     def _plain(self, text: str, *, begins: bool) -> list[int]:
         return [int(token) for token in self.tokenizer(text, add_special_tokens=begins, verbose=False)["input_ids"]]
@@ -149,11 +149,11 @@ class Encoder:
 
 
 def _runs(record: Record) -> Iterator[tuple[str, bool]]:
-    """Texts of neighbouring messages, and whether the assistant says them."""
-    said, is_answer = "", record.messages[0]["role"] == "assistant"
-    for message in record.messages:
-        if (message["role"] == "assistant") != is_answer:
-            yield said, is_answer
-            said, is_answer = "", not is_answer
+    """Texts of neighbouring messages, and whether they are learned."""
+    said, is_learned = "", record.is_learned(0)
+    for number, message in enumerate(record.messages):
+        if record.is_learned(number) != is_learned:
+            yield said, is_learned
+            said, is_learned = "", not is_learned
         said += message["content"]
-    yield said, is_answer
+    yield said, is_learned

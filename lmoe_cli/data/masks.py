@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NoReturn
 
 from lmoe_cli.data.records import Record
@@ -46,7 +47,7 @@ class Templated:
         """
         try:
             self._try(record.messages)
-            return self._marked(record.messages) if self._is_marked else self._between_prompts(record)
+            return self._marked(record) if self._is_marked else self._between_prompts(record)
         except InvalidFileError:
             raise
         except Exception as error:  # a template is a program, and fails with whatever its expressions raise
@@ -63,21 +64,30 @@ class Templated:
             try_template(self._source, messages, words)
             self._tried = (max(size[0], self._tried[0]), max(size[1], self._tried[1]))
 
-    def _marked(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+    def _marked(self, record: Record) -> tuple[list[int], list[bool]]:
         found = self._tokenizer.apply_chat_template(
-            [dict(one) for one in messages],
+            [dict(one) for one in record.messages],
             return_dict=True,
             return_assistant_tokens_mask=True,
             tokenizer_kwargs=QUIETLY,
         )
-        return [int(token) for token in found["input_ids"]], [bool(one) for one in found["assistant_masks"]]
+        learned = [bool(one) for one in found["assistant_masks"]]
+        if record.unlearned:
+            turns = [list(own) for _, own in groupby(range(len(learned)), key=learned.__getitem__)]
+            turns = [turn for turn in turns if learned[turn[0]]]
+            said = [number for number, one in enumerate(record.messages) if one["role"] == "assistant"]
+            if len(turns) != len(said):
+                _fail(record, "its marks do not part the assistant's turns, and some are of weight 0")
+            for turn, number in zip(turns, said, strict=True):
+                learned[turn[0] : turn[-1] + 1] = [record.is_learned(number)] * len(turn)
+        return [int(token) for token in found["input_ids"]], learned
 
     def _between_prompts(self, record: Record) -> tuple[list[int], list[bool]]:
         messages = record.messages
         tokens = self._render(messages)
         learned = [False] * len(tokens)
-        for index, one in enumerate(messages):
-            if one["role"] != "assistant":
+        for index in range(len(messages)):
+            if not record.is_learned(index):
                 continue
             if index == 0:
                 _fail(record, "nothing stands before the assistant's first turn")

@@ -34,6 +34,12 @@ class Record:
     """What the line's own ``split`` says, ``validation`` and the like as ``valid``; None where it says nothing."""
     where: str
     """File and line, for messages."""
+    unlearned: frozenset[int] = frozenset()
+    """Messages of the assistant, by number, that are only there to be read: those with ``"weight": 0``."""
+
+    def is_learned(self, number: int) -> bool:
+        """Whether a message is what the assistant is to say."""
+        return self.messages[number]["role"] == "assistant" and number not in self.unlearned
 
     @property
     def digest(self) -> bytes:
@@ -45,8 +51,8 @@ class Record:
 def read_records(path: Path) -> Iterator[Record]:
     """Read a data file line by line.
 
-    A line is an object with ``messages``, a list of ``{"role", "content"}``, or with ``text``. It may have a ``split``;
-    other keys are ignored. Blank lines pass.
+    A line is an object with ``messages``, a list of ``{"role", "content"}``, or with ``text``. It may have a ``split``,
+    and a message of the assistant a ``weight``, 0 or 1; other keys are ignored. Blank lines pass.
 
     Raises:
         NotFoundError: It is not there.
@@ -87,7 +93,8 @@ def _record(line: bytes, where: str) -> Record:
         which = "both" if "text" in entry else "neither"
         raise _invalid(where, f"has {which} of 'messages' and 'text'", "one of the two on every line")
     if "text" not in entry:
-        return Record(_messages(entry["messages"], where), None, split, where)
+        messages = _messages(entry["messages"], where)
+        return Record(messages, None, split, where, _unlearned(entry["messages"], where))
     if not isinstance(text, str):
         raise InvalidFileError("data-content", f"{where}: 'text' is not text", hint="a string", where=where)
     if not text:
@@ -111,10 +118,21 @@ def _messages(found: Any, where: str) -> tuple[Message, ...]:
             message = f"{where}: the content of message {number} is not text"
             raise InvalidFileError("data-content", message, hint="a string; lmoe reads text alone", where=where)
         messages.append({"role": role, "content": content})
-    if not any(one["role"] == "assistant" and one["content"].strip() for one in messages):
-        hint = "what the assistant says is what is learned and judged"
-        raise InvalidFileError("data-unanswered", f"{where}: the assistant says nothing", hint=hint, where=where)
     return tuple(messages)
+
+
+def _unlearned(found: list[dict[str, Any]], where: str) -> frozenset[int]:
+    """Messages of weight 0, of a list of messages."""
+    for number, one in enumerate(found, 1):
+        if one.get("weight") not in (None, 0, 1):
+            raise _invalid(where, f"the weight of message {number} is neither 0 nor 1", "1 is learned, 0 only read")
+    said = {number for number, one in enumerate(found) if one["role"] == "assistant" and one["content"].strip()}
+    unlearned = frozenset(number for number, one in enumerate(found) if one.get("weight") == 0)
+    if not said - unlearned:
+        message = f"{where}: the assistant says nothing" + (" of weight 1" if said else "")
+        hint = "what the assistant says is what is learned and judged"
+        raise InvalidFileError("data-unanswered", message, hint=hint, where=where)
+    return unlearned
 
 
 def _invalid(where: str, reason: str, hint: str) -> InvalidFileError:

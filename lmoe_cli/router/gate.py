@@ -71,10 +71,7 @@ def gates_of(scores: Tensor, settings: GateSettings, count: int) -> Routing:
         case "sigmoid":
             return Routing(torch.sigmoid(scores))
         case "topk":
-            routing = sparse(scores, min(settings.kept or 1, scores.shape[-1]))
-            if not settings.zero_expert:
-                return routing
-            return Routing(routing.values[..., :count])  # one of those chosen may be no expert
+            return _of_experts(sparse(scores, min(settings.kept or 1, scores.shape[-1])), count)
         case "hard1":
             return _hard(scores, count)
 
@@ -85,9 +82,19 @@ def _hard(scores: Tensor, count: int) -> Routing:
     if scores.requires_grad:
         soft = torch.softmax(scores, dim=-1)
         one = one + (soft - soft.detach())
-    if scores.shape[-1] > count or scores.requires_grad:
+    if scores.requires_grad:
         return Routing(one[..., :count])
-    return Routing(one, (best, torch.ones_like(best, dtype=scores.dtype)))
+    return _of_experts(Routing(one, (best, torch.ones_like(best, dtype=scores.dtype))), count)
+
+
+def _of_experts(routing: Routing, count: int) -> Routing:
+    """The same without a zero expert: where it was chosen, the first one stands with a gate of 0."""
+    values, chosen = routing
+    if values.shape[-1] == count or chosen is None:
+        return routing
+    experts, gates = chosen
+    is_none = experts == count
+    return Routing(values[..., :count], (experts.masked_fill(is_none, 0), gates.masked_fill(is_none, 0.0)))
 
 
 class GateRouter(TokenRouter):

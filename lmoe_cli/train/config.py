@@ -27,6 +27,10 @@ class Data(Entry):
     fraction: Share | None = Field(
         None, description="Share that is held out where no file is named and no line says `split: valid`."
     )
+    strength: float = Field(
+        1.0, ge=-100, le=100, allow_inf_nan=False,
+        description="Weight that an expert has while it learns from these files, in stages that train experts.",
+    )  # fmt: skip
 
     @property
     def train_files(self) -> list[str]:
@@ -38,18 +42,26 @@ class Data(Entry):
 
 
 def _data_tag(value: Any) -> str:
-    return "<files>" if isinstance(value, str | list) else "<data>"
+    if isinstance(value, list):
+        return "<files>" if all(isinstance(one, str) for one in value) else "<several>"
+    return "<files>" if isinstance(value, str) else "<data>"
 
 
 AnyData = Annotated[
-    Annotated[str | Annotated[list[str], Field(min_length=1)], Tag("<files>")] | Annotated[Data, Tag("<data>")],
+    Annotated[str | Annotated[list[str], Field(min_length=1)], Tag("<files>")]
+    | Annotated[Data, Tag("<data>")]
+    | Annotated[list[Data], Tag("<several>")],
     Discriminator(_data_tag),
 ]
 
 
-def as_data(value: AnyData) -> Data:
+def as_data(value: AnyData) -> list[Data]:
     """Data however it is written."""
-    return value if isinstance(value, Data) else Data(train=value)
+    if isinstance(value, Data):
+        return [value]
+    parts = value if isinstance(value, list) else [value]
+    several = [one for one in parts if isinstance(one, Data)]
+    return several or [Data(train=value)]  # type: ignore[arg-type]
 
 
 class TrainedExpert(Entry):
@@ -58,6 +70,7 @@ class TrainedExpert(Entry):
     adapter: str | None = Field(None, min_length=1, description="Begin with this one: a folder, the Hub, `demo:NAME`.")
     rank: int = Field(8, ge=1, le=4096, description="Of a fresh expert, on every module.")
     alpha: float | None = Field(None, gt=0, le=1e6, description="Of a fresh expert; twice the rank when left out.")
+    rslora: bool = Field(False, description="Scale a fresh expert by alpha / sqrt(rank) rather than alpha / rank.")
     targets: Literal["all-linear", "attention", "mlp"] | list[str] = Field(
         "all-linear", description="Modules of a fresh expert: a word, or the last parts of their names."
     )
@@ -111,7 +124,7 @@ class Trainer(Schedule):
         None, description="Of the base; as it is stored when left out. Experts and gate are trained in float32."
     )
     checkpointing: bool = Field(False, description="Compute activations twice rather than keep them.")
-    shard: bool = Field(False, description="Spread the base over all processes (FSDP2), once each has loaded it.")
+    shard: bool = Field(False, description="Spread the base over all processes (FSDP2).")
     keep: int = Field(2, ge=1, le=1000, description="Checkpoints that are kept.")
     log_every: int = Field(10, ge=1, description="Steps between lines of the log on the screen.")
     tensorboard: bool = Field(False, description="Also log for TensorBoard, with the extra `lmoe-cli[tensorboard]`.")

@@ -66,6 +66,7 @@ def write_fresh(folder: Path, base: Base, expert: TrainedExpert, seed: int) -> N
         fan_in_fan_out=any(is_transposed(layer) for layer in chosen.values()),
     )
     config["lora_alpha"] = expert.alpha if expert.alpha is not None else 2 * expert.rank
+    config["use_rslora"] = expert.rslora
     if any(name.rpartition(".")[2] in config["target_modules"] and name not in chosen for name, _ in _linear(model)):
         config["target_modules"] = sorted(chosen)
     write_adapter(folder, config, entries)

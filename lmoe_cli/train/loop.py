@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from lmoe_cli import files
 from lmoe_cli.checkpoint.header import read_header
@@ -78,14 +79,19 @@ class Loop(Trainer):  # type: ignore[misc]
         """Train to the end.
 
         Args:
-            begun: A checkpoint to go on from. One of the last step is what was trained, and only taken up.
+            begun: A checkpoint to go on from. One that training ended with, at the last step or for want of
+                improvement, is only taken up.
 
         Raises:
             NotFiniteError: The loss, or what is trained, is no number any more.
         """
-        if begun is not None and int(begun.name.rpartition("-")[2]) >= self.args.max_steps:
+        ended = TrainerState.load_from_json(str(begun / TRAINER_STATE_NAME)) if begun else None
+        if begun and ended and ended.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
             self._load_from_checkpoint(str(begun))
-            self.state.global_step = self.args.max_steps
+            self.state.global_step = ended.global_step
+            if self.args.load_best_model_at_end and ended.best_model_checkpoint:
+                self.state.best_model_checkpoint = str(begun.with_name(Path(ended.best_model_checkpoint).name))
+                self._load_best_model()
         else:
             self.train(resume_from_checkpoint=str(begun) if begun else None)
         self._flush()

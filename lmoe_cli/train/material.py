@@ -14,7 +14,7 @@ from lmoe_cli.errors import InvalidFileError, NotFoundError
 from lmoe_cli.loadout.examples import found_beside
 from lmoe_cli.train.config import Data, TrainConfig, as_data
 from lmoe_cli.train.rows import Rows
-from lmoe_cli.train.spool import Spool
+from lmoe_cli.train.spool import Owner, Spool
 
 EVERYONE = -1
 """Number in place of an expert's, of data for all."""
@@ -43,11 +43,12 @@ class Owned:
 def sources_of(config: TrainConfig, experts: Sequence[str], *, is_for_experts: bool) -> list[Owned]:
     """Data of these experts; for a gate what the config has for all of them, if it has."""
     if not is_for_experts and config.data is not None:
-        return [Owned("all", EVERYONE, as_data(config.data))]
+        return [Owned("all", EVERYONE, data) for data in as_data(config.data)]
     return [
-        Owned(name, number, as_data(data))
+        Owned(name, number, data)
         for number, name in enumerate(experts)
-        if (data := config.experts[name].data) is not None
+        if (told := config.experts[name].data) is not None
+        for data in as_data(told)
     ]
 
 
@@ -59,7 +60,7 @@ def data_files(config: TrainConfig, folder: Path) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     everything = [config.data, *(expert.data for expert in config.experts.values())]
-    for data in (as_data(value) for value in everything if value is not None):
+    for data in (one for value in everything if value is not None for one in as_data(value)):
         for name in [*data.train_files, *data.valid_files]:
             path = found_beside(name, folder)
             if not path.is_file():
@@ -100,17 +101,18 @@ def gather_material(
     told = encoder.tally.told()
     rows = Rows(spool, range(len(spool)), packs=trainer.packing, length=length, seed=trainer.seed)
     held_out: dict[str, Rows] = {}
-    for source in sources:
-        examples = _examples([source], folder, encoder, trainer.seed, held_out=True)
-        own = Spool(work / f"{source.name}.valid.tokens", examples)
+    for name in dict.fromkeys(source.name for source in sources):
+        mine = [source for source in sources if source.name == name]
+        examples = _examples(mine, folder, encoder, trainer.seed, held_out=True)
+        own = Spool(work / f"{name}.valid.tokens", examples)
         if len(own):
-            held_out[source.name] = Rows(own, range(len(own)), packs=trainer.packing, length=length, seed=trainer.seed)
+            held_out[name] = Rows(own, range(len(own)), packs=trainer.packing, length=length, seed=trainer.seed)
     return Material(rows, held_out, told)
 
 
 def _examples(
     sources: Sequence[Owned], folder: Path, encoder: Encoder, seed: int, *, held_out: bool
-) -> Iterator[tuple[int, Example]]:
+) -> Iterator[tuple[Owner, Example]]:
     for source in sources:
         data = source.data
         splits = [Split(found_beside(name, folder), fraction=_fraction(data), seed=seed) for name in data.train_files]
@@ -118,7 +120,7 @@ def _examples(
             splits = [Split(path, valid=path) for name in data.valid_files for path in [found_beside(name, folder)]]
         for split in splits:
             records = split.held_out() if held_out else split.train()
-            yield from ((source.expert, example) for example in encoder.examples(records))
+            yield from ((Owner(source.expert, data.strength), example) for example in encoder.examples(records))
 
 
 def _fraction(data: Data) -> float:

@@ -44,15 +44,18 @@ class Rows(Dataset[list[int]]):
 
         Returns:
             ``input_ids``, ``labels``, ``experts`` (-1: of all) and, packed, ``position_ids``, else ``attention_mask``;
-            (B, T), int64 each. And ``numbers`` of the examples in each row, -1 for no more, (B, N), int64.
+            (B, T), int64 each; ``strengths``, (B, T), float32. And ``numbers`` of the examples in each row, -1 for no
+            more, (B, N), int64.
         """
-        found: dict[str, list[Tensor]] = {"input_ids": [], "labels": [], "experts": [], "position_ids": []}
+        names = ("input_ids", "labels", "experts", "strengths", "position_ids")
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
         for row in rows:
             parts = [self.spool[number] for number in row]
             labels = [torch.cat([torch.tensor([IGNORED]), part.labels[1:]]) for part in parts]
             found["input_ids"].append(torch.cat([part.tokens for part in parts]))
             found["labels"].append(torch.cat(labels))
-            found["experts"].append(torch.cat([torch.full_like(part.tokens, part.expert) for part in parts]))
+            found["experts"].append(torch.cat([torch.full_like(part.tokens, part.owner.expert) for part in parts]))
+            found["strengths"].append(torch.cat([torch.full(part.tokens.shape, part.owner.strength) for part in parts]))
             found["position_ids"].append(torch.cat([torch.arange(len(part.tokens)) for part in parts]))
         padding: dict[str, Any] = {"labels": IGNORED, "experts": -1}
         batch = {name: pad_sequence(own, True, padding.get(name, 0)) for name, own in found.items()}

@@ -2,7 +2,7 @@
 
     token 31 bits, learned 1 bit, little-endian        one word per token, examples one after the other
 
-In memory are only where each example begins, and whose it is.
+In memory are only where each example begins, whose it is, and at which strength.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,15 @@ IGNORED = -100
 """Label of a token that is not to be predicted."""
 
 
+class Owner(NamedTuple):
+    """Whose data an example is from."""
+
+    expert: int
+    """Its number; -1 for data of all."""
+    strength: float = 1.0
+    """Weight of the expert while it learns from it."""
+
+
 @dataclass(frozen=True)
 class Spooled:
     """One example, read back."""
@@ -32,8 +42,7 @@ class Spooled:
     """(T,), int64."""
     labels: Tensor
     """(T,), int64: the token itself where it is to be predicted, else `IGNORED`."""
-    expert: int
-    """Whose data it is from; -1 for data of all."""
+    owner: Owner
 
 
 class Spool:
@@ -44,18 +53,20 @@ class Spool:
         examples: Whose data each is from, and the example.
     """
 
-    def __init__(self, path: Path, examples: Iterable[tuple[int, Example]]) -> None:
+    def __init__(self, path: Path, examples: Iterable[tuple[Owner, Example]]) -> None:
         self._starts = array("Q", [0])
         self._experts = array("i")
+        self._strengths = array("d")
         self._lines = array("Q")
         self._files: list[str] = []
         with NewFile(path) as file:
-            for expert, example in examples:
+            for owner, example in examples:
                 words = np.array(example.tokens, dtype=np.uint32)
                 words |= np.where(np.array(example.learned), np.uint32(LEARNED), np.uint32(0))
                 file.write(words.astype("<u4").tobytes())
                 self._starts.append(self._starts[-1] + len(words))
-                self._experts.append(expert)
+                self._experts.append(owner.expert)
+                self._strengths.append(owner.strength)
                 name, _, line = example.where.rpartition(":")
                 if name not in self._files[-1:]:
                     self._files.append(name)
@@ -69,10 +80,6 @@ class Spool:
         """Tokens of an example."""
         return self._starts[number + 1] - self._starts[number]
 
-    def expert(self, number: int) -> int:
-        """Whose data an example is from; -1 for data of all."""
-        return self._experts[number]
-
     def where(self, number: int) -> str:
         """File and line that an example is from."""
         place = self._lines[number]
@@ -82,4 +89,5 @@ class Spool:
         words = np.array(self._words[self._starts[number] : self._starts[number + 1]])
         tokens = torch.from_numpy((words & (LEARNED - 1)).astype(np.int64))
         learned = torch.from_numpy((words & LEARNED) != 0)
-        return Spooled(tokens, torch.where(learned, tokens, IGNORED), self._experts[number])
+        owner = Owner(self._experts[number], self._strengths[number])
+        return Spooled(tokens, torch.where(learned, tokens, IGNORED), owner)

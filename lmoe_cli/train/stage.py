@@ -23,7 +23,7 @@ from lmoe_cli.loadout.trained import TrainedGate
 from lmoe_cli.router.arrow import directions
 from lmoe_cli.router.gate import Gate, read_gates
 from lmoe_cli.train.checkpoints import Seal
-from lmoe_cli.train.config import GateEntry, Schedule, Stage, TrainConfig, Trainer, settled
+from lmoe_cli.train.config import GateEntry, Schedule, Stage, TrainConfig, Trainer, as_data, settled
 from lmoe_cli.train.trainable import TrainedSite, make_trainable, require_plain
 from lmoe_cli.train.trainee import Trainee
 
@@ -85,7 +85,10 @@ def assemble(
     wanted = "float32" if precision is None and loadout.base.runs_in == "float16" else precision
     dtype = choose_dtype(wanted, loadout.base.runs_in, loadout.base.size, device)
     loadout.fetch()
-    model = load_model(loadout.base, dtype=dtype, device=device)
+    shards = config.trainer.shard
+    model = load_model(loadout.base, dtype=dtype, device=torch.device("cpu") if shards else device)
+    if shards:
+        shard(model, device)
     entry = config.gate
     bank = build_bank(model, loadout, DTYPES["float32"], entry.share if entry and has_gate else None)
     bank.gates.set([1.0] * len(loadout.experts))
@@ -98,12 +101,16 @@ def assemble(
     if config.trainer.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     factors = {name: own for site in sites for name, own in site.parameters.items()}
-    sends = run.stage.train == "experts" and len(loadout.experts) > 1
+    sends = not has_gate and (len(loadout.experts) > 1 or _has_strengths(config, run))
     trainee = Trainee(model, bank.gates, factors, gates, sends=sends)
     _spare_the_base(trainee)
-    if config.trainer.shard:
-        shard(model)
     return Assembly(model, trainee, bank, sites, gates)
+
+
+def _has_strengths(config: TrainConfig, run: Run) -> bool:
+    """Whether an expert learns at another weight than 1."""
+    data = [config.experts[name].data for name in run.experts]
+    return any(one.strength != 1 for told in data if told is not None for one in as_data(told))
 
 
 def _gates(
@@ -133,13 +140,22 @@ def _spare_the_base(trainee: Trainee) -> None:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trainee, base)  # type: ignore[no-untyped-call]
 
 
-def shard(model: nn.Module) -> None:
-    """Spread the base's weights over all processes, block by block; each is gathered while it is computed with."""
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Spread the base's weights over the devices of all processes, each gathered while it is computed with.
+
+    Args:
+        model: The base, mapped from its files in main memory. A device is given one block of it after the other, and
+            keeps its share.
+        device: Of this process.
+    """
+    from torch.distributed import get_world_size
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    mesh = init_device_mesh(device.type, (get_world_size(),))
     for name in block_names(model):
-        fully_shard(model.get_submodule(name))
-    fully_shard(model)
+        fully_shard(model.get_submodule(name), mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def callbacks_of(run: Run, trainer: Trainer, *, held_out: bool) -> list[Any]:

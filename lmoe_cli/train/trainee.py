@@ -32,7 +32,7 @@ class Trainee(nn.Module):
         knobs: The model's own gates.
         factors: Name → parameter of experts that are trained.
         gates: Place → its gate, where there is one.
-        sends: Every token meets the expert alone whose data it is from.
+        sends: Every token meets the expert alone whose data it is from, at the strength of the data.
     """
 
     def __init__(
@@ -65,10 +65,11 @@ class Trainee(nn.Module):
         """Of the gate."""
         return next((gate.settings for gate in self._own_gates()), None)
 
-    def forward(self, input_ids: Tensor, labels: Tensor, experts: Tensor, **words: Tensor) -> Losses:
+    def forward(self, input_ids: Tensor, labels: Tensor, experts: Tensor, strengths: Tensor, **words: Tensor) -> Losses:
         """The losses of a batch. See `Rows.collate` for what it holds."""
         if self.sends:
-            self.knobs.set(torch.eye(self.knobs.count + 1, device=experts.device)[experts][..., : self.knobs.count])
+            own = torch.eye(self.knobs.count + 1, device=experts.device)[experts][..., : self.knobs.count]
+            self.knobs.set(own * strengths[..., None])
         targets = labels[:, 1:]
         places = (targets != IGNORED).any(0).nonzero().flatten()  # (P,)
         kept: dict[str, Any] = {"logits_to_keep": places} if self._keeps_logits else {}

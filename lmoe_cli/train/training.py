@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmoe_cli import files
+from lmoe_cli.adapter.adapter import read_adapter
 from lmoe_cli.check import require
 from lmoe_cli.disk import writing
 from lmoe_cli.engine.base_model import load_tokenizer, quietly
@@ -24,7 +25,7 @@ from lmoe_cli.errors import NotFoundError, ResourceError, UsageError
 from lmoe_cli.loadout.base import Base, read_base
 from lmoe_cli.loadout.loadout import Loadout, resolve
 from lmoe_cli.loadout.recipe import Recipe
-from lmoe_cli.loadout.trained import read_gate
+from lmoe_cli.loadout.trained import fingerprint, read_gate, weights_hash
 from lmoe_cli.source import Source, open_source
 from lmoe_cli.strict_json import parse_object
 from lmoe_cli.train.checkpoints import last_whole
@@ -37,6 +38,8 @@ from lmoe_cli.train.outcome import DONE, Left, write_outcome, write_results
 from lmoe_cli.train.stage import Run, arguments, assemble, callbacks_of, runs_of
 
 STATE = "state.json"
+PARTS = ("config", "data", "weights")
+"""Of the state, that must be the same."""
 FRESH = "fresh"
 MAX_STATE_BYTES = 16 << 20
 
@@ -87,7 +90,7 @@ def train(order: Order, tell: Tell) -> dict[str, Any]:
     data = hashes_of(order.config, order.folder)
     left = Left(_adapters(order, work))
     if processes.is_main_process:
-        _begin(order, work, data, processes.num_processes)
+        _begin(order, work, _told(order, base, data, processes.num_processes))
         _write_fresh(order.config, work, base)
     processes.wait_for_everyone()
     for number in range(len(order.config.stages)):
@@ -116,13 +119,18 @@ def _write_fresh(config: TrainConfig, work: Path, base: Base) -> None:
                 write_fresh(folder, base, expert, config.trainer.seed * 1009 + number)
 
 
-def _begin(order: Order, work: Path, data: Mapping[str, str], processes: int) -> None:
+def _told(order: Order, base: Base, data: Mapping[str, str], processes: int) -> dict[str, Any]:
+    """Everything that a training depends on, and that must be the same when it goes on."""
+    weights = {order.config.base: base.source.revision or fingerprint(base)}
+    for ref in filter(None, (expert.adapter for expert in order.config.experts.values())):
+        source = open_source(ref, token=order.token, beside=order.folder)
+        weights[ref] = source.revision or weights_hash(read_adapter(source))
+    config = order.config.model_dump(mode="json")
+    return {"config": config, "data": dict(data), "weights": weights, "processes": processes}
+
+
+def _begin(order: Order, work: Path, told: Mapping[str, Any]) -> None:
     """Start a folder of work, or find that what stands there may be gone on with."""
-    told: dict[str, Any] = {
-        "config": order.config.model_dump(mode="json"),
-        "data": dict(data),
-        "processes": processes,
-    }
     if not (work / STATE).is_file():
         if work.exists() and any(work.iterdir()):
             message = f"{work}: not a folder that lmoe wrote, and the training would be done there"
@@ -140,9 +148,13 @@ def _begin(order: Order, work: Path, data: Mapping[str, str], processes: int) ->
         files.write_file(work / STATE, json.dumps(told, indent=2).encode() + b"\n")
         return
     before = parse_object(files.read_bytes(work / STATE, MAX_STATE_BYTES), str(work / STATE))
-    known = {kind: found if isinstance(found := before.get(kind), dict) else {} for kind in ("config", "data")}
-    changed = [f"config ({name})" for name, value in told["config"].items() if known["config"].get(name) != value]
-    changed += [name for name, digest in data.items() if known["data"].get(name) != digest]
+    known = {kind: found if isinstance(found := before.get(kind), dict) else {} for kind in PARTS}
+    changed = [
+        f"config ({name})" if kind == "config" else name
+        for kind in PARTS
+        for name, value in told[kind].items()
+        if known[kind].get(name) != value
+    ]
     if before.get("processes") != told["processes"]:
         changed.append(f"number of processes ({before.get('processes')})")
     if changed:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pace import within
 
 from lmoe_cli.adapter.config import SUPPORTED, AdapterConfig, ForeignAdapterError, parse_config
 from lmoe_cli.errors import InvalidFileError, LmoeError
@@ -134,6 +134,5 @@ def test_any_config_is_read_or_refused(raw, kind):
 
 def test_a_config_of_the_largest_size_takes_little_time():
     data = json.dumps(made.config(rank_pattern={f"layers.{number}.q_proj": 8 for number in range(30_000)})).encode()
-    begun = time.process_time()
-    assert len(parse_config(data, "adapter_config.json").rank_pattern) == 30_000
-    assert time.process_time() - begun < 2
+    with within(40):
+        assert len(parse_config(data, "adapter_config.json").rank_pattern) == 30_000

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pace import within
 
 from lmoe_cli.adapter.names import ROLES, Place, layer_of, natural, place
 
@@ -73,7 +72,11 @@ def test_layers_are_counted_as_people_count():
 
 
 def test_a_name_of_megabytes_takes_little_time():
-    begun = time.process_time()
-    for name in (".lora_A" * 300_000, "x." * 1_000_000 + "weight", "a" * 4_000_000, f"{Q}.lora_A." + "a" * 4_000_000):
-        place(name)
-    assert time.process_time() - begun < 5
+    with within(100):
+        for name in (
+            ".lora_A" * 300_000,
+            "x." * 1_000_000 + "weight",
+            "a" * 4_000_000,
+            f"{Q}.lora_A." + "a" * 4_000_000,
+        ):
+            place(name)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
 import warnings
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pace import within
 
 from lmoe_cli.adapter.patterns import Patterns
 from lmoe_cli.errors import InvalidFileError
@@ -77,29 +77,25 @@ def test_plain_names_match_from_a_dot_on_and_a_caret_asks_for_the_whole_name():
     ],
 )
 def test_an_expression_that_could_run_for_ever_is_cut_off_or_quick(pattern, module):
-    begun = time.process_time()
-    try:
-        Patterns({pattern: 1}, "acme/lora").value(module, 0)
-    except InvalidFileError as error:
-        assert error.code == "config-invalid"
-        assert "acme/lora" in error.message
-        assert len(error.message) < 300
-    assert time.process_time() - begun < 3
+    with within(200):
+        try:
+            Patterns({pattern: 1}, "acme/lora").value(module, 0)
+        except InvalidFileError as error:
+            assert error.code == "config-invalid"
+            assert "acme/lora" in error.message
+            assert len(error.message) < 300
 
 
 def test_many_slow_expressions_share_one_allowance(monkeypatch):
     monkeypatch.setattr("lmoe_cli.adapter.patterns.ALL_MATCHES_S", 0.2)
     slow = {f"(?:[a-z_]+[.0-9]*)*{number}!": number for number in range(1000)}
     found = Patterns(slow, "here")
-    begun = time.process_time()
-    with pytest.raises(InvalidFileError, match="take"):
+    with within(100), pytest.raises(InvalidFileError, match="take"):
         [found.value(f"model.layers.{number}.q", 0) for number in range(10_000)]
-    assert time.process_time() - begun < 3
 
 
 def test_a_pattern_for_each_of_many_modules_is_quick():
     names = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in range(48) for expert in range(128)]
     found = Patterns({name: number for number, name in enumerate(names)}, "here")
-    begun = time.process_time()
-    assert [found.value(name, -1) for name in names] == list(range(len(names)))
-    assert time.process_time() - begun < 3
+    with within(100):
+        assert [found.value(name, -1) for name in names] == list(range(len(names)))

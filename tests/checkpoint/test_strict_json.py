@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pace import within
 
 from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.strict_json import MAX_DEPTH, parse_object
@@ -84,6 +84,5 @@ def test_any_bytes_are_an_object_or_an_error(data):
 
 def test_a_large_index_takes_little_time():
     data = json.dumps({"weight_map": {f"model.layers.{number}.weight": "a.safetensors" for number in range(200_000)}})
-    begun = time.process_time()
-    assert len(parse_object(data.encode(), "index")["weight_map"]) == 200_000
-    assert time.process_time() - begun < 5
+    with within(100):
+        assert len(parse_object(data.encode(), "index")["weight_map"]) == 200_000

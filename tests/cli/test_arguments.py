@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
+from commands import process
 
 from tests.adapter import made
 
@@ -31,14 +28,7 @@ NAME = b"a" * 150 + b".yaml"
 )
 def test_what_cannot_be_used_is_refused_and_nothing_is_left(tmp_path, words, told):
     made.write(tmp_path / "one", made.adapter())
-    done = subprocess.run(
-        [sys.executable, "-m", "lmoe_cli", *words],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"},
-    )
+    done = process(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
     assert "  hint: " in done.stderr

@@ -19,6 +19,7 @@ import tiny_tokenizer
 import torch
 import transformers
 from click.testing import CliRunner
+from commands import lmoe, process
 
 from lmoe_cli.cli.chat import EMBEDDED
 from lmoe_cli.cli.root import lmoe as command
@@ -54,16 +55,8 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def lmoe(*words, cwd, text=None, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "lmoe_cli", "chat", *map(str, words)],
-        cwd=cwd, input=text, stdin=subprocess.DEVNULL if text is None else None, capture_output=True,
-        env={**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1", **env},
-    )  # fmt: skip
-
-
 def answer(*words, text=None):
-    """Like `lmoe`, in this process."""
+    """What a chat says in this process."""
     result = CliRunner().invoke(command, ["chat", *map(str, words)], input=text)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -71,17 +64,17 @@ def answer(*words, text=None):
 
 
 def test_a_prompt_is_answered_on_stdout_and_nothing_else_is(place):
-    done = lmoe("--loadout", "mix.yaml", "--prompt", "Who are you?", "-v", cwd=place)
+    done = process("chat", "--loadout", "mix.yaml", "--prompt", "Who are you?", "-v", cwd=place)
     assert done.returncode == 0, done.stderr
     import lmoe_cli
 
-    assert done.stdout.decode() == lmoe_cli.load(place / "mix.yaml", device="cpu").generate("Who are you?") + "\n"
-    assert b"tok/s" in done.stderr
-    assert b"mage 0.50" in done.stderr
+    assert done.stdout == lmoe_cli.load(place / "mix.yaml", device="cpu").generate("Who are you?") + "\n"
+    assert "tok/s" in done.stderr
+    assert "mage 0.50" in done.stderr
 
 
 def test_json_tells_text_weights_and_timings(place):
-    done = lmoe("--loadout", "mix.yaml", "--json", cwd=place, text=b"Who are you?\n")
+    done = lmoe("chat", "--loadout", "mix.yaml", "--json", cwd=place, text="Who are you?\n")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["schema"], found["ok"]) == ("lmoe.chat/1", True)
@@ -160,7 +153,7 @@ def test_a_mistake_is_one_clear_error_and_nothing_heavy_is_loaded_for_it(place, 
 
 
 def test_errors_come_as_json_too(place):
-    done = lmoe("--loadout", "absent.yaml", "--prompt", "x", "--json", cwd=place)
+    done = lmoe("chat", "--loadout", "absent.yaml", "--prompt", "x", "--json", cwd=place)
     found = json.loads(done.stdout)
     assert (done.returncode, found["ok"], found["data"]) == (3, False, None)
     assert found["findings"][0]["code"] == "not-found"

@@ -13,6 +13,7 @@ from typing import get_args
 import pytest
 import tiny
 import torch
+from commands import lmoe
 from laws.cases import case
 
 from lmoe_cli.cli import params
@@ -20,14 +21,6 @@ from lmoe_cli.cli.bake import METHODS
 from lmoe_cli.loadout.recipe import Dtype, Method
 
 ENVELOPE = {"schema", "ok", "data", "findings"}
-
-
-def lmoe(*words, cwd, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "lmoe_cli", *map(str, words)],
-        capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL,
-        env={**os.environ, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", **env},
-    )  # fmt: skip
 
 
 def document(done, command, code=0):

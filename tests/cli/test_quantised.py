@@ -9,7 +9,8 @@ import pytest
 import tiny
 import tiny_quantised
 import torch
-from cli.test_commands import document, lmoe
+from cli.test_commands import document
+from commands import lmoe
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,31 @@ def test_marks_and_no_marks_agree_on_the_same_conversation(tmp_path):
     assert encoded(tiny_tokenizer(tmp_path, MARKED), tmp_path, *talks)[1] == plain
 
 
+@pytest.mark.parametrize(
+    "template", [MARKED, MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", ""), None]
+)
+def test_a_message_of_weight_0_is_read_and_not_learned(tmp_path, template):
+    talk = said("hi", "yes", "who", "me", "so", "it is")
+    talk["messages"][3]["weight"] = 0
+    talk["messages"][5]["weight"] = 1
+    tokenizer = tiny_tokenizer(tmp_path, template, plain=template is None)
+    _, (example,) = encoded(tokenizer, tmp_path, talk)
+    end = "</s>"
+    due = ["yes", end, "it is", end] if template else ["yes", "it is", end]
+    assert learned(example) == ids(tokenizer, *due)
+    _, (whole,) = encoded(tokenizer, tmp_path, said("hi", "yes", "who", "me", "so", "it is"))
+    assert example.tokens == whole.tokens
+
+
+def test_marks_that_do_not_part_the_turns_cannot_tell_which_is_of_weight_0(tmp_path):
+    everything = "{% generation %}{% for m in messages %}{{ m.content }}{% endfor %}{% endgeneration %}"
+    talk = said("hi", "yes", "who", "me")
+    talk["messages"][1]["weight"] = 0
+    with pytest.raises(InvalidFileError) as caught:
+        encoded(tiny_tokenizer(tmp_path, everything), tmp_path, talk)
+    assert caught.value.code == "template-no-mask"
+
+
 def test_a_template_that_leaves_out_earlier_thoughts_is_followed(tmp_path):
     tokenizer = tiny_tokenizer(tmp_path, THINKING)
     _, (example,) = encoded(tokenizer, tmp_path, said("hi", "yes", "who", "me"))

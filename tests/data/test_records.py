@@ -42,6 +42,16 @@ WRONG = [
     ('{"messages": [{"role": ["user"], "content": "a"}]}\n', "data-role", "message 1 has the role"),
     ('{"messages": [{"role": "user", "content": null}]}\n', "data-content", "content of message 1 is not text"),
     ('{"messages": [{"role": "user", "content": "a"}]}\n', "data-unanswered", "the assistant says nothing"),
+    (
+        '{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}\n',
+        "data-unanswered",
+        "the assistant says nothing of weight 1",
+    ),
+    (
+        '{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}\n',
+        "data-invalid",
+        "the weight of message 1 is neither 0 nor 1",
+    ),
     ("", "data-empty", "holds no record"),
     ("\n \n\n", "data-empty", "holds no record"),
 ]

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from demo_model import __main__ as run
 from demo_model.__main__ import main
 from demo_model.blends import blend
 from demo_model.conversations import base_conversations
@@ -87,7 +88,8 @@ def test_files_have_the_modes_that_the_umask_gives(written):
     assert {stat.S_IMODE(path.stat().st_mode) for path in written.rglob("*") if path.is_file()} == {0o666 & ~umask}
 
 
-def test_a_demo_that_misses_a_bar_is_not_written(tmp_path):
+def test_a_demo_that_misses_a_bar_is_not_written(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "make_demo", lambda _settings, _say: demo)
     result = CliRunner().invoke(main, ["--quick", "--out", str(tmp_path / "out")])
     assert result.exit_code != 0
     assert "nats/token, not" in result.output

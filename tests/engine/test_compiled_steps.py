@@ -32,7 +32,7 @@ def text(length, seed=3):
     return tiny.tokens(1, length, seed)[0].tolist()
 
 
-@pytest.mark.parametrize("arch", ["llama", "mistral", "gemma3_text", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("arch", ["llama", "gemma3_text", "gpt2"])
 def test_a_conversation_that_grows_shrinks_and_turns_gives_the_logits_of_an_ordinary_one(arch, compilations):
     engine = start(case(arch, "lora").loadout(MIXED), device="cpu", dtype="float32", compiles=True)
     values, plain = engine.key_values(), KeyValues(engine.model)
@@ -62,10 +62,10 @@ def test_more_room_is_made_when_it_is_needed(compilations, monkeypatch):
     engine = start(case("llama", "lora").loadout(MIXED), device="cpu", dtype="float32", compiles=True)
     values, plain = engine.key_values(), KeyValues(engine.model)
     whole = text(40)
-    for length in range(5, 40):
+    for length in range(5, 14):
         expected = plain.logits(whole[:length], "blend")
         torch.testing.assert_close(values.logits(whole[:length], "blend"), expected, rtol=1e-4, atol=1e-4)
-    assert compilations() == 3  # for 8, 32 and 128 tokens
+    assert compilations() == 2  # for 8 and 32 tokens
 
 
 def test_what_an_interrupted_step_leaves_behind_is_not_used(compilations, monkeypatch):

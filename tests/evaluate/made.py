@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import shutil
-import subprocess
-import sys
-from subprocess import CompletedProcess
 
 import tiny
 import torch
@@ -16,30 +10,11 @@ from data.made import said, written
 from laws.cases import ROOT, base
 from tiny_tokenizer import save_tokenizer
 
-from lmoe_cli.cli.root import run
 from lmoe_cli.data.examples import Encoder
 from lmoe_cli.evaluate.domains import read_domain
 from lmoe_cli.evaluate.variants import open_stage, plan
 from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.recipe import Recipe
-
-
-def process(*words, cwd):
-    """A command as a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "lmoe_cli", *map(str, words)],
-        capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL,
-        env={**os.environ, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def lmoe(*words, cwd):
-    """The same in this process, which has loaded torch already."""
-    arguments, out, error = [str(word) for word in words], io.StringIO(), io.StringIO()
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        code = run(arguments)
-    return CompletedProcess(arguments, code, out.getvalue(), error.getvalue())
-
 
 TALKS = [
     said("hi", "yes, it is so"),

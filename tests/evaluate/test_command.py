@@ -7,9 +7,10 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+from commands import lmoe, process
 from data.made import said, written
 
-from evaluate.made import TALKS, adapter, lmoe, process, spoken_base
+from evaluate.made import TALKS, adapter, spoken_base
 
 NUMBERS = {"nats_per_token", "bits_per_byte", "exact_match"}
 

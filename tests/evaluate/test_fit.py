@@ -9,9 +9,10 @@ import pytest
 import tiny
 import torch
 import yaml
+from commands import lmoe
 from data.made import said, written
 
-from evaluate.made import adapter, domain, lmoe, loadout, nats_of, opened, spoken_base
+from evaluate.made import adapter, domain, loadout, nats_of, opened, spoken_base
 from lmoe_cli.evaluate import groups
 from lmoe_cli.evaluate.fit import Schedule, fit
 from lmoe_cli.evaluate.losses import record_nats

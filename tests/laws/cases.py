@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,11 @@ CASES = [
     for variant in tiny.VARIANTS
     if (arch, variant) not in IMPOSSIBLE and (variant not in ("experts", "gate") or arch in ("qwen3_moe", "mixtral"))
 ]
+EACH = {
+    *(("llama", variant) for variant in tiny.VARIANTS), *((arch, "lora") for arch in tiny.ARCHITECTURES),
+    ("gpt2", "dora"), ("qwen3_moe", "experts"), ("qwen3_moe", "gate"), ("mixtral", "experts"),
+}  # fmt: skip
+"""Every kind of adapter and every architecture, though not each of these on each of those, as on the usual path."""
 ARCHITECTURES = [pytest.param(arch, id=arch, marks=pytest.mark.xdist_group(arch)) for arch in tiny.ARCHITECTURES]
 MIXED = {"one": 0.7, "two": -0.4}
 """Weights of a blend: one expert weak, the other turned around."""
@@ -55,6 +62,16 @@ def base(arch: str) -> Path:
 
 
 @functools.cache
+def _loaded(folder: Path) -> torch.nn.Module:
+    return tiny.load(folder)
+
+
+def fresh(folder: Path) -> torch.nn.Module:
+    """A base as transformers loads it, from the disk the first time alone: loading is no matter of the laws."""
+    return copy.deepcopy(_loaded(folder))
+
+
+@functools.cache
 def case(arch: str, variant: str) -> Case:
     folder = base(arch)
     one = tiny.save_adapter(folder, variant, ROOT / f"{arch}-{variant}")
@@ -66,9 +83,35 @@ def case(arch: str, variant: str) -> Case:
 
 
 @functools.cache
-def mixed(arch: str, variant: str) -> torch.Tensor:
-    """Logits of the live blend of both experts."""
+def mixed(arch: str, variant: str, path: str) -> torch.Tensor:
+    """Logits of the live blend of both experts, as they are computed on a path."""
     return case(arch, variant).engine(MIXED).logits(tiny.tokens())
+
+
+@functools.cache
+def alone(arch: str, variant: str) -> torch.Tensor:
+    """Logits of one expert in PEFT."""
+    own = case(arch, variant)
+    with torch.no_grad():
+        return tiny.peft_on(fresh(own.base), own.one)(tiny.tokens()).logits
+
+
+@functools.cache
+def summed(arch: str, variant: str) -> torch.Tensor:
+    """Logits of the base plus what PEFT merges for each expert of the blend, times its weight."""
+    own = case(arch, variant)
+    blended = fresh(own.base)
+    before = {name: tensor.double() for name, tensor in blended.state_dict().items()}
+    total = {name: tensor.clone() for name, tensor in before.items()}
+    for folder, weight in ((own.one, MIXED["one"]), (own.two, MIXED["two"])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            merged = tiny.peft_on(fresh(own.base), folder).merge_and_unload().state_dict()
+        for name, tensor in merged.items():
+            total[name] += weight * (tensor.double() - before[name])
+    blended.load_state_dict({name: tensor.float() for name, tensor in total.items()})
+    with torch.no_grad():
+        return blended(tiny.tokens()).logits
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from pace import within
 
 from lmoe_cli.errors import NotFoundError
 from lmoe_cli.findings import RefusedError
@@ -120,12 +119,11 @@ def test_what_is_no_recipe_is_told_in_one_line(tmp_path, content, reason):
 
 
 def test_size_is_bounded_in_bytes_and_values_and_refused_quickly(tmp_path):
-    started = time.perf_counter()
-    assert "values" in told(tmp_path, "\n".join(f"k{number}: 1" for number in range(100_000)))[0]
-    with pytest.raises(Exception, match="at most"):
-        read(tmp_path, "a: " + "x" * (2 << 20))
-    assert "values" in told(tmp_path, "a: [" + "1, " * 300_000 + "]")[0]
-    assert time.perf_counter() - started < 5
+    with within(150):
+        assert "values" in told(tmp_path, "\n".join(f"k{number}: 1" for number in range(100_000)))[0]
+        with pytest.raises(Exception, match="at most"):
+            read(tmp_path, "a: " + "x" * (2 << 20))
+        assert "values" in told(tmp_path, "a: [" + "1, " * 300_000 + "]")[0]
 
 
 def test_a_missing_recipe_is_not_found(tmp_path):

@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
-import subprocess
-import sys
-from dataclasses import dataclass
 from html.parser import HTMLParser
 
 import pytest
+from commands import lmoe, process
 from rich.cells import cell_len
 from rich.text import Text
 
 from lmoe_cli.cli.interlinear import cell, lines
-from lmoe_cli.cli.root import run
 from lmoe_cli.engine.build import load
 
 TEXT = "A goblin, 2 axes."
 
 
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def lmoe(*words, cwd, command="route"):
-    """Run a command in this process, whose torch is loaded already, without a terminal."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run([command, *map(str, words)])
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-def piped(text, *words):
-    """Run it in a process of its own, with text on stdin."""
-    return subprocess.run(
-        [sys.executable, "-m", "lmoe_cli", "route", *map(str, words)],
-        capture_output=True, text=True, input=text,
-    )  # fmt: skip
+def route(*words, cwd):
+    return lmoe("route", *words, cwd=cwd)
 
 
 def data(*words, cwd):
-    done = lmoe(*words, "--json", cwd=cwd)
+    done = route(*words, "--json", cwd=cwd)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["schema"], told["ok"]) == ("lmoe.route/1", True)
@@ -78,16 +54,16 @@ def test_what_a_token_tells_follows_the_options(folder, tmp_path):
 
 
 def test_text_may_come_by_stdin(folder, tmp_path):
-    done = piped(f"{TEXT}\n", folder / "weighted.yaml", "--json")
+    done = process("route", folder / "weighted.yaml", "--json", cwd=folder, text=f"{TEXT}\n")
     assert json.loads(done.stdout)["data"] == data(folder / "weighted.yaml", TEXT, cwd=tmp_path)
-    empty = piped("\n", folder / "weighted.yaml")
+    empty = lmoe("route", folder / "weighted.yaml", cwd=folder, text="\n")
     assert (empty.returncode, empty.stdout) == (2, "")
     assert "prompt-empty" in empty.stderr
 
 
 def test_under_each_token_stands_the_letter_of_the_expert_with_most_say(folder, tmp_path):
     found = data(folder / "gate.yaml", TEXT, "--raw", cwd=tmp_path)
-    done = lmoe(folder / "gate.yaml", TEXT, "--raw", cwd=tmp_path)
+    done = route(folder / "gate.yaml", TEXT, "--raw", cwd=tmp_path)
     text, under = done.stdout.splitlines()[:2]
     assert text == TEXT
     for letter, token in zip(under.ljust(len(text)), found["tokens"], strict=True):
@@ -102,7 +78,7 @@ def test_under_each_token_stands_the_letter_of_the_expert_with_most_say(folder, 
 
 
 def test_by_layer_there_is_a_row_for_each(folder, tmp_path):
-    out = lmoe(folder / "gate.yaml", TEXT, "--raw", "--by", "layer", "--without", "mage", cwd=tmp_path).stdout
+    out = route(folder / "gate.yaml", TEXT, "--raw", "--by", "layer", "--without", "mage", cwd=tmp_path).stdout
     first = out.splitlines()[:4]
     assert first[0].split() == TEXT.split()
     assert [line.split()[0] for line in first[1:3]] == ["0", "1"]
@@ -113,7 +89,7 @@ def test_by_layer_there_is_a_row_for_each(folder, tmp_path):
     ("kind", "said"), [("encoder", "once for the whole prompt"), ("static", "same for every token")]
 )
 def test_gates_that_are_the_same_are_one_bar_and_said_to_be(folder, tmp_path, kind, said):
-    done = lmoe(folder / f"{kind}.yaml", "a spell of fire", cwd=tmp_path)
+    done = route(folder / f"{kind}.yaml", "a spell of fire", cwd=tmp_path)
     assert said in done.stderr
     bar = done.stdout.splitlines()[0]
     assert re.fullmatch("W*M*H*·*", bar)
@@ -140,7 +116,7 @@ def test_gates_that_are_the_same_are_one_bar_and_said_to_be(folder, tmp_path, ki
 )
 def test_mistakes_end_with_a_hint_and_the_right_code(folder, words, code, reason):
     before = sorted(path.name for path in folder.iterdir())
-    done = lmoe(*words, cwd=folder)
+    done = route(*words, cwd=folder)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert reason in done.stderr
     assert "  hint: " in done.stderr
@@ -150,15 +126,13 @@ def test_mistakes_end_with_a_hint_and_the_right_code(folder, words, code, reason
 
 def test_chat_answers_without_an_expert(folder, tmp_path):
     words = ("--loadout", folder / "static.yaml", "--prompt", TEXT)
-    done = lmoe(*words, "--without", "mage", "--json", cwd=tmp_path, command="chat")
+    done = lmoe("chat", *words, "--without", "mage", "--json", cwd=tmp_path)
     told = json.loads(done.stdout)["data"]
     assert told["weights"] == {"warrior": 1.0, "mage": 0.0, "healer": 1.0}
     engine = load(folder / "weighted.yaml", device="cpu")
     engine.set_weights(mage=0.0)
     assert told["text"] == engine.generate(TEXT)
-    refused = lmoe(
-        "--loadout", folder / "static.yaml", "--prompt", TEXT, "--without", "me", cwd=tmp_path, command="chat"
-    )
+    refused = lmoe("chat", *words, "--without", "me", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (3, "")
 
 
@@ -219,7 +193,7 @@ def test_the_page_runs_its_own_script_and_no_other(folder, tmp_path):
     import base64
     import hashlib
 
-    assert lmoe(folder / "weighted.yaml", TEXT, "--html", "page.html", cwd=tmp_path).returncode == 0
+    assert route(folder / "weighted.yaml", TEXT, "--html", "page.html", cwd=tmp_path).returncode == 0
     text = (tmp_path / "page.html").read_text()
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -229,9 +203,9 @@ def test_the_page_runs_its_own_script_and_no_other(folder, tmp_path):
 def test_a_page_is_replaced_only_when_forced(folder, tmp_path):
     (tmp_path / "page.html").write_text("mine")
     words = folder / "weighted.yaml", TEXT, "--html", "page.html"
-    assert lmoe(*words, cwd=tmp_path).returncode == 2
+    assert route(*words, cwd=tmp_path).returncode == 2
     assert (tmp_path / "page.html").read_text() == "mine"
-    assert lmoe(*words, "--force", cwd=tmp_path).returncode == 0
+    assert route(*words, "--force", cwd=tmp_path).returncode == 0
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 

@@ -101,7 +101,21 @@ def test_a_token_after_the_other_gives_the_logits_of_the_whole_text(tmp_path, wo
         assert_close(values.logits(text[0, :length].tolist(), engine.blend), whole[length - 1])
 
 
-@pytest.mark.parametrize("words", ACTIVATIONS[1:5], ids=lambda words: "-".join(map(str, words.values())))
+SPARSE = [words for words in ACTIVATIONS if words["activation"] in ("topk", "hard1")]
+
+
+@pytest.mark.parametrize("words", SPARSE, ids=lambda words: "-".join(map(str, words.values())))
+def test_what_kernels_of_few_experts_are_told_adds_up_to_the_gates(words):
+    scores = torch.randn(50, 3 + words.get("zero_expert", False))
+    routing = gates_of(scores, settings(**words), 3)
+    experts, gates = routing.chosen
+    assert int(experts.max()) < 3
+    torch.testing.assert_close(torch.zeros(50, 3).scatter_add(1, experts, gates), routing.values)
+
+
+@pytest.mark.parametrize(
+    "words", [*SPARSE, {"activation": "sigmoid"}], ids=lambda words: "-".join(map(str, words.values()))
+)
 def test_only_the_experts_that_act_or_all_of_them_gives_the_same(tmp_path, words, monkeypatch):
     loadout, _ = gated(tmp_path, words)
     found = []

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import pytest
+from commands import lmoe
 from laws.cases import case
 
 from tests.similarity.adapters import module, random, write
@@ -22,12 +20,8 @@ PAIR = {
 MEASURES = {"matrices", "norms", "pairs"}
 
 
-def lmoe(*words, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "lmoe_cli", "similarity", *map(str, words)],
-        capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL,
-        env={**os.environ, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+def similarity(*words, cwd):
+    return lmoe("similarity", *words, cwd=cwd)
 
 
 @pytest.fixture
@@ -45,7 +39,7 @@ def place(tmp_path):
 
 
 def data(*words, cwd):
-    done = lmoe(*words, "--json", cwd=cwd)
+    done = similarity(*words, "--json", cwd=cwd)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["schema"], told["ok"]) == ("lmoe.similarity/1", True)
@@ -82,7 +76,7 @@ def test_a_recipe_and_a_base_in_words_give_the_same_whole_deltas(place):
 
 def test_a_person_is_shown_the_same_numbers(place):
     found, _ = data("one", "two", cwd=place)
-    done = lmoe("one", "two", cwd=place)
+    done = similarity("one", "two", cwd=place)
     assert done.returncode == 0
     assert f"{found['overall']['pairs'][0]['cosine']:.3g}" in done.stdout
     assert f"{found['layers'][1]['norms']['two']:.3g}" in done.stdout
@@ -110,7 +104,7 @@ def test_a_person_is_shown_the_same_numbers(place):
 )
 def test_mistakes_end_with_one_line_a_hint_and_the_right_code(place, words, code, reason):
     before = sorted(path.name for path in place.iterdir())
-    done = lmoe(*words, cwd=place)
+    done = similarity(*words, cwd=place)
     assert done.returncode == code, done.stderr
     assert reason in done.stderr
     assert "  hint: " in done.stderr
@@ -120,7 +114,7 @@ def test_mistakes_end_with_one_line_a_hint_and_the_right_code(place, words, code
 
 
 def test_a_mistake_is_told_in_json_too(place):
-    done = lmoe("one", "narrow", "--json", cwd=place)
+    done = similarity("one", "narrow", "--json", cwd=place)
     told = json.loads(done.stdout)
     assert (done.returncode, told["ok"], told["data"]) == (1, False, None)
     assert "shapes-differ" in [item["code"] for item in told["findings"]]
@@ -163,9 +157,9 @@ def test_the_page_is_whole_in_itself_and_holds_the_numbers(place):
 
 def test_a_page_is_replaced_only_when_forced(place):
     (place / "page.html").write_text("mine")
-    assert lmoe("one", "two", "--html", "page.html", cwd=place).returncode == 2
+    assert similarity("one", "two", "--html", "page.html", cwd=place).returncode == 2
     assert (place / "page.html").read_text() == "mine"
-    assert lmoe("one", "two", "--html", "page.html", "--force", cwd=place).returncode == 0
+    assert similarity("one", "two", "--html", "page.html", "--force", cwd=place).returncode == 0
     assert (place / "page.html").read_text().startswith("<!doctype html>")
 
 
@@ -173,8 +167,10 @@ def test_names_of_strangers_are_text_on_the_page(place):
     nasty = "<script>alert(1)</script>"
     config = json.loads((place / "one" / "adapter_config.json").read_text())
     (place / "one" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": nasty}))
-    assert lmoe("one", f"{nasty}=two", "--html", "page.html", cwd=place).returncode != 0  # a path, which is not there
-    assert lmoe("one", "<b>x<b>=two", "--html", "page.html", cwd=place).returncode == 0
+    assert (
+        similarity("one", f"{nasty}=two", "--html", "page.html", cwd=place).returncode != 0
+    )  # a path, which is not there
+    assert similarity("one", "<b>x<b>=two", "--html", "page.html", cwd=place).returncode == 0
     page = Page((place / "page.html").read_text())
     assert not page.tags & {"script", "b"}
     assert nasty in page.words

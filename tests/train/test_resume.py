@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import time
 
 import pytest
 import yaml
-from train.made import bytes_of, config, run, write_data
+from safetensors.torch import load_file, save_file
+from train.made import base, bytes_of, config, run, write_data
 
 from lmoe_cli.errors import NotFoundError, ResourceError, UsageError
-from lmoe_cli.train import checkpoints
+from lmoe_cli.train import checkpoints, training
+from lmoe_cli.train.config import read_config
 from lmoe_cli.train.loop import Loop, NotFiniteError
 
 STAGES = [{"train": "experts", "steps": 4, "together": True}, {"train": "joint", "steps": 4}]
@@ -50,7 +53,7 @@ def whole(tmp_path_factory):
     return bytes_of(out), [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stop", [1, 2, 4, 5, 7])
+@pytest.mark.parametrize("stop", [1, 4, 7])
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_bytes(tmp_path, whole, stop):
     with pytest.raises(StoppedError):
         run(made(tmp_path), tmp_path, tell=stopping_at(stop))
@@ -77,8 +80,7 @@ def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path, whole):
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    subprocess.run([*command, "--resume"], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert bytes_of(tmp_path / "out") == whole[0]
+    assert bytes_of(run(read_config(tmp_path / "train.yaml"), tmp_path, resume=True)) == whole[0]
 
 
 def test_a_checkpoint_that_was_cut_short_is_not_gone_on_with(tmp_path, whole):
@@ -168,3 +170,47 @@ def test_the_best_evaluation_is_what_is_kept_where_patience_is_asked_for(tmp_pat
     report = json.loads((out / "train-report.json").read_text())
     assert report["runs"]["stage-1-experts"]["eval_loss"] == pytest.approx(min(judged), rel=1e-5)
     assert len(judged) < 12
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_a_run_stopped_in_a_later_pass_over_the_data_goes_on_in_its_order(tmp_path, stop):
+    """18 rows, 6 a batch: the second pass has rows in another order than the first."""
+    write_data(tmp_path / "sums.jsonl", "sums", count=18, valid=0)
+    stages = [{"train": "experts", "steps": 8, "batch_size": 6, "save_every": 1}]
+    due = bytes_of(run(config(tmp_path, stages, experts=("sums",)), tmp_path, "whole"))
+    with pytest.raises(StoppedError):
+        run(config(tmp_path, stages, experts=("sums",)), tmp_path, tell=stopping_at(stop))
+    assert bytes_of(run(config(tmp_path, stages, experts=("sums",)), tmp_path, resume=True)) == due
+
+
+def test_a_run_that_had_run_out_of_patience_is_not_gone_on_with(tmp_path, monkeypatch):
+    stages = [{"train": "experts", "steps": 12, "together": True, "patience": 2, "eval_every": 1, "learning_rate": 0.9}]
+    due = run(config(tmp_path, stages), tmp_path, "whole")
+    told = []
+
+    def dies(*_words):
+        raise StoppedError
+
+    monkeypatch.setattr(training, "write_results", dies)
+    with pytest.raises(StoppedError):
+        run(config(tmp_path, stages), tmp_path)
+    monkeypatch.undo()
+    out = run(config(tmp_path, stages), tmp_path, resume=True, tell=told.append)
+    assert bytes_of(out) == bytes_of(due)
+    assert not [event for event in told if "loss" in event]
+
+
+@pytest.mark.parametrize("what", ["base", "sums"])
+def test_other_weights_are_not_gone_on_with(tmp_path, what):
+    earlier = run(made(tmp_path / "first"), tmp_path / "first")
+    shutil.copytree(base(), tmp_path / "base")
+    folders = {"base": tmp_path / "base", "sums": earlier / "experts" / "sums"}
+    again = config(tmp_path, STAGES[1:], gate=GATE, trainer=OFTEN, earlier=earlier)
+    again = again.model_copy(update={"base": str(folders["base"])})
+    with pytest.raises(StoppedError):
+        run(again, tmp_path, tell=stopping_at(2))
+    for path in folders[what].glob("*.safetensors"):
+        save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UsageError, match=str(folders[what])) as caught:
+        run(again, tmp_path, resume=True)
+    assert caught.value.code == "resume-differs"

@@ -10,9 +10,10 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from train.made import base, bytes_of, config, run
+from train.made import base, bytes_of, config, run, write_data
 
 from lmoe_cli.engine.build import load
+from lmoe_cli.train.config import TrainConfig
 from lmoe_cli.train.spool import IGNORED
 
 EXPERTS = [{"train": "experts", "steps": 4, "together": True}]
@@ -57,7 +58,7 @@ def test_a_log_for_tensorboard_needs_its_extra(tmp_path, monkeypatch):
     assert caught.value.code == "extra-missing"
 
 
-def batches_of(made, folder, expert, count):
+def batches_of(made, folder, expert, count, tell=lambda event: None):
     """The batches that a run of one expert sees, as its loop collates them."""
     seen = []
     from lmoe_cli.train.trainee import Trainee
@@ -71,15 +72,18 @@ def batches_of(made, folder, expert, count):
 
     Trainee.forward = watched
     try:
-        run(made, folder, f"watched-{expert}")
+        run(made, folder, f"watched-{expert}", tell)
     finally:
         Trainee.forward = forward
     return seen[:count]
 
 
-def test_one_expert_is_trained_as_peft_trains_it(tmp_path):
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_one_expert_is_trained_as_peft_trains_it(tmp_path, strength):
     stages = [{"train": "experts", "steps": 5, "schedule": "constant", "warmup": 0, "clip": 0}]
     made = config(tmp_path, stages, experts=("sums",))
+    entry = {"rank": 2, "rslora": strength != 1, "data": {"train": "sums.jsonl", "strength": strength}}
+    made = TrainConfig.model_validate({**made.model_dump(), "experts": {"sums": entry}})
     seen = batches_of(made, tmp_path, "sums", 5)
     begun = tmp_path / "begun"
     begun.mkdir()
@@ -91,6 +95,9 @@ def test_one_expert_is_trained_as_peft_trains_it(tmp_path):
     write_fresh(begun, read_base(open_source(str(base()))), made.experts["sums"], seed=0)
     model = peft.PeftModel.from_pretrained(tiny.load(base()), begun, is_trainable=True)
     model.train()
+    for layer in (module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)):
+        assert layer.scaling["default"] == 4 / (2 if strength == 1 else math.sqrt(2))
+        layer.scaling["default"] *= strength
     own = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(own, lr=1e-2, weight_decay=0.0)
     for batch in seen:
@@ -114,6 +121,30 @@ def test_experts_trained_together_are_those_trained_one_by_one_on_the_same_rows(
         found, due = (load_file(out / "experts" / name / "adapter_model.safetensors") for out in (together, alone))
         for key, tensor in due.items():  # AdamW's first step is the sign of the gradient, whatever its scale
             torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=2e-4)
+
+
+def test_data_of_several_strengths_are_parts_of_one_loss(tmp_path):
+    """Whole and half of the weight in one batch: its loss is that of both parts, each computed by PEFT on its own."""
+    begun = run(config(tmp_path, [{"train": "experts", "steps": 4}], experts=("sums",)), tmp_path, "begun")
+    write_data(tmp_path / "more.jsonl", "words")
+    parts = [{"train": "sums.jsonl"}, {"train": ["more.jsonl"], "strength": 0.5}]
+    made = config(tmp_path, [{"train": "experts", "steps": 1, "batch_size": 100}], experts=("sums",)).model_dump()
+    made["experts"]["sums"] |= {"adapter": str(begun / "experts" / "sums"), "data": parts}
+    told: list = []
+    seen = batches_of(TrainConfig.model_validate(made), tmp_path, "sums", 1, told.append)
+    due, count = 0.0, 0
+    for strength in (1.0, 0.5):
+        model = tiny.peft_model(base(), begun / "experts" / "sums")
+        for layer in (module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)):
+            layer.scaling["default"] *= strength
+        own = {key: value[seen[0]["strengths"][:, 0] == strength] for key, value in seen[0].items()}
+        with torch.no_grad():
+            logits = model(input_ids=own["input_ids"], attention_mask=own["attention_mask"]).logits[:, :-1]
+        labels = own["labels"][:, 1:]
+        due += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
+        count += int((labels != IGNORED).sum())
+    assert losses(told)[0] == pytest.approx(due / count, rel=1e-5)
+    assert [len(event["eval"]) for event in told if "eval" in event] == [2]  # both parts are of one expert
 
 
 def test_a_fresh_expert_changes_nothing_and_begins_as_written(tmp_path):
