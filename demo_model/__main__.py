@@ -10,6 +10,7 @@ from demo_model.evaluate import Matrix, missed_bars
 from demo_model.package import RefusedError, require_replaceable, write_demo
 from demo_model.party import train_party
 from demo_model.report import page
+from demo_model.stored import BASE
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lmoe_cli" / "demo"
@@ -22,16 +23,19 @@ PAGE = ROOT / "docs" / "demo-matrix.md"
 )
 @click.option("--quick", is_flag=True, help="A tiny run of seconds, to try the pipeline. Needs --out.")
 @click.option("--no-bars", is_flag=True, help="Write the demo even if it is no good. Needs --out.")
+@click.option("--keep-base", is_flag=True, help="Train the classes alone, on the embedded base as it is.")
 @click.option("--seed", type=int, default=Settings.seed, show_default=True, help="Start of all randomness.")
-def main(out: Path | None, quick: bool, no_bars: bool, seed: int) -> None:
+def main(out: Path | None, quick: bool, no_bars: bool, keep_base: bool, seed: int) -> None:
     """Train the adventurer and its three classes; takes about a quarter of an hour on two cores."""
+    if quick and keep_base:
+        raise click.UsageError("--quick trains a base of its own: leave --keep-base out")
     if out is None and (quick or no_bars):
         raise click.UsageError("--quick and --no-bars need --out: they must not replace the embedded demo")
     settings = replace(QUICK if quick else Settings(), seed=seed)
     target = out or PACKAGE
     try:
         require_replaceable(target)  # before the long part
-        demo = make_demo(settings, click.echo)
+        demo = make_demo(settings, click.echo, PACKAGE / BASE if keep_base else None)
         _judge(demo.matrix, may_miss=no_bars)
         size = write_demo(demo, target)
     except RefusedError as error:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def write_class_data(tables: Tables, folder: Path, count: int, seed: int) -> Non
             (folder / _file(name, strength)).write_text(_lines(own), encoding="utf-8")
 
 
-def train_classes(folder: Path, seed: int, say: Callable[[str], None]) -> tuple[dict[str, Expert], Mapping[str, int]]:
+def train_classes(folder: Path, seed: int, say: Callable[[str], None]) -> tuple[dict[str, Expert], dict[str, int]]:
     """Train an expert per class.
 
     Args:

@@ -15,7 +15,7 @@ from demo_model.classes import train_classes, write_class_data
 from demo_model.conversations import base_conversations
 from demo_model.evaluate import Matrix, evaluate, held_out_prompts, held_out_rows
 from demo_model.model import Size, new_base, round_to_bfloat16
-from demo_model.stored import BASE, write_base
+from demo_model.stored import BASE, read_base, write_base
 from demo_model.tables import CLASSES, Tables, read_tables
 from demo_model.tokens import encode, train_tokenizer
 from demo_model.train import Schedule, fit
@@ -71,12 +71,13 @@ class Demo:
     """Model to the number of tokens that its training loss asked for."""
 
 
-def make_demo(settings: Settings, say: Callable[[str], None]) -> Demo:
+def make_demo(settings: Settings, say: Callable[[str], None], kept: Path | None = None) -> Demo:
     """Train and measure the demo.
 
     Args:
         settings: how large and how long. The same settings give the same bytes on the same machine.
         say: receives progress, line by line.
+        kept: folder of a base that these settings gave before; its classes alone are trained.
 
     Returns:
         The demo, not yet judged.
@@ -87,13 +88,18 @@ def make_demo(settings: Settings, say: Callable[[str], None]) -> Demo:
     tables = read_tables()
     single = list(islice(base_conversations(tables, random.Random(seed + 1), turns=1), settings.single))
     mixed = list(islice(base_conversations(tables, random.Random(seed + 2)), settings.mixed))
-    texts = (message.content for conversation in single for message in conversation)
-    tokenizer = train_tokenizer(texts, settings.size.vocabulary, settings.size.context)
-    base = new_base(settings.size, tokenizer, torch.Generator().manual_seed(seed + 3))
+    if kept:
+        base, tokenizer = read_base(kept)
+    else:
+        texts = (message.content for conversation in single for message in conversation)
+        tokenizer = train_tokenizer(texts, settings.size.vocabulary, settings.size.context)
+        base = new_base(settings.size, tokenizer, torch.Generator().manual_seed(seed + 3))
     say(f"{BASE}: {base.num_parameters():,} parameters")
     stages = [encode(tokenizer, single), encode(tokenizer, mixed)]
-    tokens = {BASE: fit(base, stages, BASE_SCHEDULE, torch.Generator().manual_seed(seed + 4), say)}
-    round_to_bfloat16(base)
+    tokens = {BASE: sum(sum(row.is_learned[1:]) for rows in stages for row in rows)}
+    if not kept:
+        fit(base, stages, BASE_SCHEDULE, torch.Generator().manual_seed(seed + 4), say)
+        round_to_bfloat16(base)
     base.requires_grad_(False)
 
     with tempfile.TemporaryDirectory(prefix="demo-") as place:

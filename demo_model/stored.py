@@ -31,6 +31,12 @@ def write_base(base: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folde
     )
 
 
+def read_base(folder: Path) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """Read a base, in float32, and its tokenizer."""
+    base = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return base.eval(), PreTrainedTokenizerFast.from_pretrained(folder)
+
+
 def write_adapter(expert: Expert, folder: Path) -> None:
     """Write an adapter of the embedded base into a new folder."""
     folder.mkdir()

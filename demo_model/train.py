@@ -49,7 +49,7 @@ def fit(
     schedule: Schedule,
     generator: torch.Generator,
     say: Callable[[str], None],
-) -> int:
+) -> None:
     """Train a model, in place.
 
     Args:
@@ -58,9 +58,6 @@ def fit(
         schedule: how fast.
         generator: source of the order within a stage.
         say: receives a line of progress now and then.
-
-    Returns:
-        Number of tokens that the loss asked for.
     """
     optimizers = _optimizers(model, schedule)
     peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
@@ -68,7 +65,6 @@ def fit(
     pad = int(model.config.pad_token_id)
     steps = [batch for rows in stages for batch in batches(rows, schedule.batch_tokens, pad, generator)]
     began = time.monotonic()
-    learned = 0
     model.train()
     for step, batch in enumerate(steps):
         pace = _pace(step, len(steps))
@@ -80,11 +76,9 @@ def fit(
                 group["lr"] = rate * pace
             optimizer.step()
             optimizer.zero_grad()
-        learned += int(batch.is_learned[:, 1:].sum())
         if step % 100 == 0 or step == len(steps) - 1:
             say(f"  step {step + 1}/{len(steps)}  {loss.item():.3f} nats/token  {time.monotonic() - began:.0f} s")
     model.eval()
-    return learned
 
 
 def _optimizers(model: Qwen3ForCausalLM, schedule: Schedule) -> list[torch.optim.Optimizer]:

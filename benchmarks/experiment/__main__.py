@@ -18,9 +18,9 @@ from lmoe_cli.bench.machine import machine
 
 DOMAINS = ("math", "code", "sql", "cli", "shakespeare", "general")
 DATA = Path(__file__).parents[3] / "shared" / "corpus" / "data"
-RECORDS = {"train": 200, "valid": 40}
+RECORDS = {"train": 300, "valid": 40}
 """Of each domain at most."""
-EPOCHS = {"base": 3, "experts": 2, "one": 2, "gate": 2, "joint": 1}
+EPOCHS = {"base": 3, "experts": 2, "one": 3, "gate": 4, "joint": 1}
 SEED = 0
 
 

@@ -51,9 +51,10 @@ def text(found: dict[str, Any]) -> str:
     epochs, records = found["epochs"], found["records"]
     told = (
         f"Base: {epochs['base']} passes over {records['train']} conversations of each domain, every token learned "
-        f"({found['base_loss']:.2f} nats per token at the end). Experts and the one LoRA: {epochs['experts']} passes, "
-        f"gates {epochs['gate']}, joint {epochs['joint']}. Judged on {records['valid']} held-out conversations of each "
-        f"domain at most. Seed {found['seed']}; {found['seconds'] / 60:.0f} minutes in all.\n"
+        f"({found['base_loss']:.2f} nats per token at the end). Experts: {epochs['experts']} passes, the one LoRA "
+        f"{epochs['one']}, gates {epochs['gate']}, joint {epochs['joint']} after the experts'. Judged on "
+        f"{records['valid']} held-out conversations of each domain at most. "
+        f"Seed {found['seed']}; {found['seconds'] / 60:.0f} minutes in all.\n"
     )
     return f"{markdown(head, cells)}\n{told}"
 

@@ -16,9 +16,9 @@ from lmoe_cli.train.training import Order, train
 
 RANK = 8
 GATES: dict[str, dict[str, Any]] = {
-    "softmax": {"activation": "softmax", "share": "block"},
-    "top-2": {"activation": "topk", "top_k": 2, "share": "block"},
-    "hard1": {"activation": "hard1", "share": "block"},
+    "softmax": {"activation": "softmax", "share": "site"},
+    "top-2": {"activation": "topk", "top_k": 2, "share": "site"},
+    "hard1": {"activation": "hard1", "share": "site"},
 }
 TRAINER = {"batch_size": 24, "max_length": 192, "packing": True, "seed": 0}
 EXPERT_RATE, GATE_RATE = 3e-3, 2e-2

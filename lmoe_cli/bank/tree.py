@@ -94,8 +94,9 @@ class Tree:
     def bias(self, place: Location) -> Tensor | None:
         """The bias at a place, (d_out,), float32, on the CPU."""
         bias = getattr(self.modules[place.module], "bias", None)
-        is_bias = isinstance(bias, Tensor) and not place.parameter
-        return _gathered(bias.detach()).to("cpu", torch.float32) if is_bias else None
+        if not isinstance(bias, Tensor) or place.parameter:
+            return None
+        return _gathered(bias.detach()).to("cpu", torch.float32)
 
     def _module(self, name: str) -> str | None:
         if name in self.modules:

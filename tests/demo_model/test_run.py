@@ -89,7 +89,7 @@ def test_files_have_the_modes_that_the_umask_gives(written):
 
 
 def test_a_demo_that_misses_a_bar_is_not_written(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "make_demo", lambda _settings, _say: demo)
+    monkeypatch.setattr(run, "make_demo", lambda *_: demo)
     result = CliRunner().invoke(main, ["--quick", "--out", str(tmp_path / "out")])
     assert result.exit_code != 0
     assert "nats/token, not" in result.output
