@@ -13,7 +13,8 @@ from demo_model.model import ADAPTERS
 from demo_model.stored import BASE, read_adapter
 from demo_model.tables import CLASSES, Tables
 from lmoe_cli.train.config import TrainConfig
-from lmoe_cli.train.training import Order, train
+from lmoe_cli.train.order import Order
+from lmoe_cli.train.training import train
 
 STRENGTHS = {1.0: 0.5, 0.8: 0.125, 0.6: 0.125, 0.4: 0.125, 0.2: 0.125}
 """Weights that an expert is trained at, and the share of its conversations for each, so that half a weight is heard as

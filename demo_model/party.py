@@ -12,7 +12,8 @@ from demo_model.manners import Manner
 from demo_model.scenes import draw_scene
 from demo_model.tables import CLASSES, Tables, read_tables
 from lmoe_cli.train.config import read_config
-from lmoe_cli.train.training import Order, train
+from lmoe_cli.train.order import Order
+from lmoe_cli.train.training import train
 
 PARTY = "party"
 

@@ -12,7 +12,8 @@ import yaml
 
 from benchmarks.experiment.base import read_conversations
 from lmoe_cli.train.config import TrainConfig
-from lmoe_cli.train.training import Order, train
+from lmoe_cli.train.order import Order
+from lmoe_cli.train.training import train
 
 RANK = 8
 GATES: dict[str, dict[str, Any]] = {

@@ -91,8 +91,7 @@ def prompt_of(record: Record) -> str | list[Mapping[str, str]]:
     if record.text is not None:
         return record.text
     messages = list(record.messages)
-    last = max(number for number, one in enumerate(messages) if one["role"] == "assistant")
-    return messages[:last] or messages
+    return messages[: record.learned[-1]] or messages
 
 
 def with_means(engine: Engine, means: Mapping[str, Sequence[float]]) -> Loadout:

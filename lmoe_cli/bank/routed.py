@@ -144,7 +144,8 @@ class RoutedGates(Gates):
     def _of_one(self, routing: Routing) -> frozenset[int]:
         """The experts that act on a single vector."""
         if routing.chosen is not None:
-            return self._knobs.active.intersection(routing.chosen[0].flatten().tolist())
+            experts, gates = routing.chosen
+            return self._knobs.active.intersection(experts[gates != 0].tolist())
         return frozenset(self.values.flatten().nonzero().flatten().tolist())
 
 

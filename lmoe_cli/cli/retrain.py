@@ -71,7 +71,8 @@ def control(
     from lmoe_cli.loadout.parse import read_recipe
     from lmoe_cli.loadout.write import moved
     from lmoe_cli.train.config import TrainConfig
-    from lmoe_cli.train.training import Order, train
+    from lmoe_cli.train.order import Order
+    from lmoe_cli.train.training import train
 
     size = same_size(loadout)
     with TemporaryDirectory(prefix="lmoe-") as temporary:

@@ -39,7 +39,8 @@ def train(
     if not is_first:
         out.quiet = True
     view = View(out, parsed.trainer.log_every)
-    from lmoe_cli.train.training import Order, train
+    from lmoe_cli.train.order import Order
+    from lmoe_cli.train.training import train
 
     order = Order(parsed, config.parent, target, resume=resume, force=force, device=device, token=token)
     with view:

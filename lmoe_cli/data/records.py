@@ -42,6 +42,11 @@ class Record:
         return self.messages[number]["role"] == "assistant" and number not in self.unlearned
 
     @property
+    def learned(self) -> list[int]:
+        """Numbers of the messages that the assistant is to say."""
+        return [number for number in range(len(self.messages)) if self.is_learned(number)]
+
+    @property
     def digest(self) -> bytes:
         """SHA-256 of what it says, whatever its file, line, split and other keys."""
         said = self.text if self.text is not None else [[one["role"], one["content"]] for one in self.messages]
@@ -123,11 +128,13 @@ def _messages(found: Any, where: str) -> tuple[Message, ...]:
 
 def _unlearned(found: list[dict[str, Any]], where: str) -> frozenset[int]:
     """Messages of weight 0, of a list of messages."""
-    for number, one in enumerate(found, 1):
-        if one.get("weight") not in (None, 0, 1):
-            raise _invalid(where, f"the weight of message {number} is neither 0 nor 1", "1 is learned, 0 only read")
-    said = {number for number, one in enumerate(found) if one["role"] == "assistant" and one["content"].strip()}
-    unlearned = frozenset(number for number, one in enumerate(found) if one.get("weight") == 0)
+    mine = {number: one for number, one in enumerate(found) if one["role"] == "assistant"}
+    for number, one in mine.items():
+        weight = one.get("weight", 1)
+        if isinstance(weight, bool) or weight not in (0, 1):
+            raise _invalid(where, f"the weight of message {number + 1} is neither 0 nor 1", "1 is learned, 0 only read")
+    said = {number for number, one in mine.items() if one["content"].strip()}
+    unlearned = frozenset(number for number, one in mine.items() if one.get("weight") == 0)
     if not said - unlearned:
         message = f"{where}: the assistant says nothing" + (" of weight 1" if said else "")
         hint = "what the assistant says is what is learned and judged"

@@ -17,9 +17,9 @@ ROOM = 8
 
 
 def is_answered(case: Case) -> bool:
-    """Whether a case has an answer to compare with: a conversation in which the assistant speaks last."""
-    messages = case.record.messages
-    return len(messages) > 1 and messages[-1]["role"] == "assistant"
+    """Whether a case has an answer to compare with: a conversation whose last message is to be said."""
+    count = len(case.record.messages)
+    return count > 1 and case.record.is_learned(count - 1)
 
 
 def matches(engine: Engine, cases: Sequence[Case], advance: Callable[[int], None] = lambda _: None) -> Tensor:

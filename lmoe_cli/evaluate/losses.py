@@ -95,8 +95,7 @@ def rows_of(engine: Engine, cases: Sequence[Case]) -> list[Row]:
         return whole
     found = []
     for row in whole:
-        messages = cases[row.case].record.messages
-        turns = [number for number, one in enumerate(messages) if one["role"] == "assistant"]
+        messages, turns = cases[row.case].record.messages, cases[row.case].record.learned
         spans = list(runs(row.learned))
         if len(spans) != len(turns):  # what was cut off, or turns side by side: all by the first prompt
             spans, turns = [(0, len(row.learned))], turns[:1] or [0]

@@ -19,6 +19,10 @@ Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Factor = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)]
 
 
+LEAST_STRENGTH = 0.01
+"""Weights that are next to nothing are left out of what is computed."""
+
+
 class Data(Entry):
     """Files of conversations or texts, and which of it is held out."""
 
@@ -29,8 +33,14 @@ class Data(Entry):
     )
     strength: float = Field(
         1.0, ge=-100, le=100, allow_inf_nan=False,
-        description="Weight that an expert has while it learns from these files, in stages that train experts.",
+        description="Weight that an expert has while it learns from these files, in stages that train experts; not 0.",
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Data:
+        if abs(self.strength) < LEAST_STRENGTH:
+            raise ValueError(f"an expert learns nothing at strength {self.strength:g}: at least {LEAST_STRENGTH:g}")
+        return self
 
     @property
     def train_files(self) -> list[str]:
@@ -42,26 +52,22 @@ class Data(Entry):
 
 
 def _data_tag(value: Any) -> str:
-    if isinstance(value, list):
-        return "<files>" if all(isinstance(one, str) for one in value) else "<several>"
-    return "<files>" if isinstance(value, str) else "<data>"
+    return "<several>" if isinstance(value, list) else "<file>" if isinstance(value, str) else "<data>"
 
 
+OneData = Annotated[Annotated[str, Tag("<file>")] | Annotated[Data, Tag("<data>")], Discriminator(_data_tag)]
 AnyData = Annotated[
-    Annotated[str | Annotated[list[str], Field(min_length=1)], Tag("<files>")]
+    Annotated[str, Tag("<file>")]
     | Annotated[Data, Tag("<data>")]
-    | Annotated[list[Data], Tag("<several>")],
+    | Annotated[list[OneData], Field(min_length=1), Tag("<several>")],
     Discriminator(_data_tag),
 ]
 
 
 def as_data(value: AnyData) -> list[Data]:
     """Data however it is written."""
-    if isinstance(value, Data):
-        return [value]
     parts = value if isinstance(value, list) else [value]
-    several = [one for one in parts if isinstance(one, Data)]
-    return several or [Data(train=value)]  # type: ignore[arg-type]
+    return [one if isinstance(one, Data) else Data(train=one) for one in parts]
 
 
 class TrainedExpert(Entry):
@@ -165,12 +171,30 @@ class TrainConfig(Entry):
             raise ValueError(f"a stage trains experts, but {', '.join(bare)} has no data")
         if bare and self.data is None:
             raise ValueError(f"there is no 'data' for all, and {', '.join(bare)} has none of its own")
+        self._require_plain_data("experts" in kinds)
         fresh = [name for name, expert in self.experts.items() if expert.adapter is None]
         if fresh and kinds[0] == "gate":
             raise ValueError(
                 f"{', '.join(fresh)} is fresh and does nothing yet, so a gate has nothing to learn from it"
             )
         return self
+
+    def _require_plain_data(self, trains_experts: bool) -> None:
+        """Refuse data that would not be used as it says."""
+        own = [as_data(expert.data) for expert in self.experts.values() if expert.data is not None]
+        for_all = [] if self.data is None else as_data(self.data)
+        idle = for_all if trains_experts else [*for_all, *(one for data in own for one in data)]
+        if any(one.strength != 1 for one in idle):
+            raise ValueError(
+                "a strength is for data of an expert, in a stage that trains experts; gates find their own"
+            )
+        for data in [for_all, *own]:
+            held_out: dict[str, tuple[Any, ...]] = {}
+            for one in data:
+                for file in one.train_files:
+                    how = (one.fraction, *one.valid_files)
+                    if held_out.setdefault(file, how) != how:
+                        raise ValueError(f"{file} stands twice, and other lines of it are held out each time")
 
 
 CODE = "train-config-invalid"

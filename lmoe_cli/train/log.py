@@ -32,6 +32,7 @@ class Log:
         self._path, self._watcher, self._run, self._experts = path, tell, run, tuple(experts)
         self._after = after
         self._last: dict[str, Any] = {}
+        self._told: frozenset[bytes] = frozenset()
         self._has_warned = False
 
     def begin(self, steps: int, told: str, damaged: Sequence[Path]) -> None:
@@ -42,7 +43,11 @@ class Log:
             told: What was cut or left out of the data.
             damaged: Checkpoints that were cut short and removed.
         """
-        files.write_file(self._path, b"".join(self._kept()), force=True)
+        kept = self._kept()
+        files.write_file(self._path, b"".join(kept), force=True)
+        for line in kept:
+            self._last |= json.loads(line)
+        self._told = frozenset(kept)
         self._watcher({"run": self._run, "steps": steps, "step": self._after, "experts": list(self._experts)})
         if told:
             self._warn("data-cut", told)
@@ -51,7 +56,9 @@ class Log:
 
     def tell(self, event: dict[str, Any]) -> None:
         """Write a step or an evaluation down, and tell of it."""
-        files.append(self._path, json.dumps({"run": self._run, **event}).encode() + b"\n")
+        line = json.dumps({"run": self._run, **event}).encode() + b"\n"
+        if line not in self._told:  # as the last evaluation is, where a run is taken up at its end
+            files.append(self._path, line)
         self._watcher({"run": self._run, **event})
         self._last |= event
         self._look_for_collapse(event)

@@ -144,8 +144,8 @@ def shard(model: nn.Module, device: torch.device) -> None:
     """Spread the base's weights over the devices of all processes, each gathered while it is computed with.
 
     Args:
-        model: The base, mapped from its files in main memory. A device is given one block of it after the other, and
-            keeps its share.
+        model: The base in main memory, mapped from its files where it is stored as it is trained. A device is given one
+            block of it after the other, and keeps its share.
         device: Of this process.
     """
     from torch.distributed import get_world_size

@@ -6,56 +6,37 @@ OUT/            when it is done, all at once: recipe.yaml, experts/NAME, router,
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lmoe_cli import files
-from lmoe_cli.adapter.adapter import read_adapter
 from lmoe_cli.check import require
 from lmoe_cli.disk import writing
 from lmoe_cli.engine.base_model import load_tokenizer, quietly
 from lmoe_cli.engine.device import choose_device
 from lmoe_cli.engine.generate import context_of
-from lmoe_cli.errors import NotFoundError, ResourceError, UsageError
+from lmoe_cli.errors import ResourceError, UsageError
 from lmoe_cli.loadout.base import Base, read_base
 from lmoe_cli.loadout.loadout import Loadout, resolve
 from lmoe_cli.loadout.recipe import Recipe
-from lmoe_cli.loadout.trained import fingerprint, read_gate, weights_hash
+from lmoe_cli.loadout.trained import read_gate
 from lmoe_cli.source import Source, open_source
-from lmoe_cli.strict_json import parse_object
 from lmoe_cli.train.checkpoints import last_whole
 from lmoe_cli.train.config import TrainConfig
 from lmoe_cli.train.fresh import write_fresh
 from lmoe_cli.train.log import Log, Tell
 from lmoe_cli.train.loop import Loop
 from lmoe_cli.train.material import gather_material, hashes_of, sources_of
+from lmoe_cli.train.order import Order
 from lmoe_cli.train.outcome import DONE, Left, write_outcome, write_results
 from lmoe_cli.train.stage import Run, arguments, assemble, callbacks_of, runs_of
+from lmoe_cli.train.state import begin, state_of
 
-STATE = "state.json"
-PARTS = ("config", "data", "weights")
-"""Of the state, that must be the same."""
 FRESH = "fresh"
-MAX_STATE_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the user asked for."""
-
-    config: TrainConfig
-    folder: Path
-    """Of the config: where files that it names are looked for."""
-    out: Path
-    resume: bool = False
-    force: bool = False
-    device: str | None = None
-    token: str | None = None
 
 
 def train(order: Order, tell: Tell) -> dict[str, Any]:
@@ -90,7 +71,7 @@ def train(order: Order, tell: Tell) -> dict[str, Any]:
     data = hashes_of(order.config, order.folder)
     left = Left(_adapters(order, work))
     if processes.is_main_process:
-        _begin(order, work, _told(order, base, data, processes.num_processes))
+        begin(order, work, state_of(order, base, data, processes.num_processes))
         _write_fresh(order.config, work, base)
     processes.wait_for_everyone()
     for number in range(len(order.config.stages)):
@@ -117,54 +98,6 @@ def _write_fresh(config: TrainConfig, work: Path, base: Base) -> None:
         if expert.adapter is None and not (work / FRESH / name).exists():
             with files.new_folder(work / FRESH / name) as folder:
                 write_fresh(folder, base, expert, config.trainer.seed * 1009 + number)
-
-
-def _told(order: Order, base: Base, data: Mapping[str, str], processes: int) -> dict[str, Any]:
-    """Everything that a training depends on, and that must be the same when it goes on."""
-    weights = {order.config.base: base.source.revision or fingerprint(base)}
-    for ref in filter(None, (expert.adapter for expert in order.config.experts.values())):
-        source = open_source(ref, token=order.token, beside=order.folder)
-        weights[ref] = source.revision or weights_hash(read_adapter(source))
-    config = order.config.model_dump(mode="json")
-    return {"config": config, "data": dict(data), "weights": weights, "processes": processes}
-
-
-def _begin(order: Order, work: Path, told: Mapping[str, Any]) -> None:
-    """Start a folder of work, or find that what stands there may be gone on with."""
-    if not (work / STATE).is_file():
-        if work.exists() and any(work.iterdir()):
-            message = f"{work}: not a folder that lmoe wrote, and the training would be done there"
-            raise UsageError("output-not-ours", message, hint="choose another --out")
-        if order.resume:
-            hint = "leave --resume out to begin"
-            raise NotFoundError("nothing-to-resume", f"{work}: nothing was begun there", hint=hint, where=str(work))
-        files.write_file(work / STATE, json.dumps(told, indent=2).encode() + b"\n", force=True)
-        return
-    if not order.resume and not order.force and _has_trained(work):
-        message = f"{work}: a training was begun there and is not done"
-        raise UsageError("training-unfinished", message, hint="--resume goes on with it, --force begins again")
-    if not order.resume:
-        files.remove_folder(work)
-        files.write_file(work / STATE, json.dumps(told, indent=2).encode() + b"\n")
-        return
-    before = parse_object(files.read_bytes(work / STATE, MAX_STATE_BYTES), str(work / STATE))
-    known = {kind: found if isinstance(found := before.get(kind), dict) else {} for kind in PARTS}
-    changed = [
-        f"config ({name})" if kind == "config" else name
-        for kind in PARTS
-        for name, value in told[kind].items()
-        if known[kind].get(name) != value
-    ]
-    if before.get("processes") != told["processes"]:
-        changed.append(f"number of processes ({before.get('processes')})")
-    if changed:
-        message = f"{work}: begun with another {', '.join(changed)}"
-        raise UsageError("resume-differs", message, hint="put back what was changed, or --force to begin again")
-
-
-def _has_trained(work: Path) -> bool:
-    """Whether there is something to go on from."""
-    return any(work.glob("*/checkpoint-*")) or any(work.glob(f"*/{DONE}"))
 
 
 def _run(order: Order, work: Path, run: Run, left: Left, tell: Tell, processes: Any) -> None:

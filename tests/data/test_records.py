@@ -26,6 +26,14 @@ def test_conversations_and_texts_are_read_in_order_with_their_lines(tmp_path):
     assert (two.messages, two.text, two.split, two.where) == ((), "once", None, f"{path}:4")
 
 
+def test_weights_of_others_than_the_assistant_mean_nothing(tmp_path):
+    talk = said("hi", "yes", "who", "me")
+    for message, weight in zip(talk["messages"], (0, 1.0, 0.3, 0), strict=True):
+        message["weight"] = weight
+    (record,) = read_records(written(tmp_path / "a.jsonl", talk))
+    assert (record.unlearned, record.learned) == ({3}, [1])
+
+
 WRONG = [
     ("hello\n", "data-invalid", ":1: not valid JSON"),
     ("[1]\n", "data-invalid", "a list where an object is due"),
@@ -49,6 +57,11 @@ WRONG = [
     ),
     (
         '{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}\n',
+        "data-invalid",
+        "the weight of message 1 is neither 0 nor 1",
+    ),
+    (
+        '{"messages": [{"role": "assistant", "content": "a", "weight": true}]}\n',
         "data-invalid",
         "the weight of message 1 is neither 0 nor 1",
     ),

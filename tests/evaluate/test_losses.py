@@ -85,7 +85,9 @@ def test_a_prompt_router_judges_each_turn_under_the_gates_of_its_prompt(tmp_path
     monkeypatch.setattr(EncoderRouter, "route", lambda _, said: torch.tensor([1.0, 0.0] if ends(said) else [0.0, 1.0]))
     found = loadout(router={"type": "encoder"}, one={"examples": ["x"]}, two={"examples": ["y"]})
     variants, stage = opened(found)
-    talks = domain(stage, tmp_path / "a.jsonl", said("a", "yes", "b", "no"), said("aa", "so"), {"text": "abc"})
+    half = said("a", "yes", "b", "no")
+    half["messages"][1]["weight"] = 0  # read, not judged
+    talks = domain(stage, tmp_path / "a.jsonl", said("a", "yes", "b", "no"), said("aa", "so"), {"text": "abc"}, half)
     models = [tiny.peft_model(spoken_base(), adapter(seed=number + 1, rank=4 + number)) for number in (0, 1)]
 
     def part(model, case, number):
@@ -94,14 +96,14 @@ def test_a_prompt_router_judges_each_turn_under_the_gates_of_its_prompt(tmp_path
         mask[start:stop] = True
         return nats_of(model, Case(case.record, case.tokens, mask, 1))
 
-    first, second, text = talks.cases
+    first, second, text, last = talks.cases
     ours = record_nats(stage.take(variants["recipe"]), talks.cases)
     close(ours[:2], [part(models[0], first, 0) + part(models[1], first, 1), nats_of(models[0], second)])
     # A text has no prompt: the weights alone, here 1 and 1, act on it.
     stage.engine.set_gates([1.0, 1.0])
     logits = stage.engine.logits(text.tokens[None])[0]
     due = -torch.log_softmax(logits, -1)[torch.arange(len(text.tokens) - 1), text.tokens[1:]].sum()
-    close(ours[2:], [float(due)])
+    close(ours[2:], [float(due), part(models[1], last, 0)])
 
 
 def test_batches_hold_every_row_once_and_no_more_than_their_budget():

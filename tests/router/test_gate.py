@@ -113,6 +113,17 @@ def test_what_kernels_of_few_experts_are_told_adds_up_to_the_gates(words):
     torch.testing.assert_close(torch.zeros(50, 3).scatter_add(1, experts, gates), routing.values)
 
 
+def test_a_vector_that_goes_to_the_zero_expert_meets_no_expert(tmp_path):
+    loadout, _ = gated(tmp_path, {"activation": "hard1", "zero_expert": True})
+    engine = start(loadout, dtype="float32")
+    for place in engine.bank.places.values():
+        with torch.no_grad():
+            place.gates.route.bias[-1] += 1e3
+    blended = engine.logits(tiny.tokens(1, 1))
+    assert all(place.gates.active == frozenset() for place in engine.bank.places.values())
+    assert torch.equal(blended, engine.detach()(tiny.tokens(1, 1)).logits)
+
+
 @pytest.mark.parametrize(
     "words", [*SPARSE, {"activation": "sigmoid"}], ids=lambda words: "-".join(map(str, words.values()))
 )

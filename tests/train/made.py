@@ -11,7 +11,8 @@ import tiny_tokenizer
 from laws.cases import ROOT
 
 from lmoe_cli.train.config import TrainConfig
-from lmoe_cli.train.training import Order, train
+from lmoe_cli.train.order import Order
+from lmoe_cli.train.training import train
 
 TOPICS = {
     "sums": [("add {} and {}", "it is {}")],

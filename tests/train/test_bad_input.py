@@ -142,6 +142,17 @@ def test_targets_that_the_base_does_not_have_are_refused(tmp_path):
         ("base: x\nexperts: {a: {data: d, rnak: 4}}\nstages: [{train: experts}]\n", "3|did you mean 'rank'"),
         ("base: x\nexperts: {a: {data: d}}\nstages: [{train: expert}]\n", "cannot be 'expert'"),
         ("base: x\nexperts: {a: {data: d}}\ngate: {top_k: 2}\nstages: [{train: joint}]\n", "top_k goes with"),
+        ("base: x\nexperts: {a: {data: {train: d, strength: 0}}}\nstages: [{train: experts}]\n", "learns nothing at"),
+        (
+            "base: x\nexperts: {a: {adapter: y, data: {train: d, strength: 2}}}\ngate: {}\nstages: [{train: gate}]\n",
+            "a strength is for data of an expert",
+        ),
+        (
+            "base: x\nexperts: {a: {data: [{train: d, fraction: 0.1}, {train: d, strength: 2}]}}\n"
+            "stages: [{train: experts}]\n",
+            "d stands twice",
+        ),
+        ("base: x\nexperts: {a: {data: []}}\nstages: [{train: experts}]\n", "at least 1 item"),
         ("[1]\n", "not a training config"),
     ],
 )  # fmt: skip

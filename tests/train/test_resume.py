@@ -12,12 +12,12 @@ import time
 
 import pytest
 import yaml
+from commands import lmoe
 from safetensors.torch import load_file, save_file
 from train.made import base, bytes_of, config, run, write_data
 
 from lmoe_cli.errors import NotFoundError, ResourceError, UsageError
 from lmoe_cli.train import checkpoints, training
-from lmoe_cli.train.config import read_config
 from lmoe_cli.train.loop import Loop, NotFiniteError
 
 STAGES = [{"train": "experts", "steps": 4, "together": True}, {"train": "joint", "steps": 4}]
@@ -80,7 +80,9 @@ def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path, whole):
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert bytes_of(run(read_config(tmp_path / "train.yaml"), tmp_path, resume=True)) == whole[0]
+    done = lmoe("train", "train.yaml", "--out", "out", "--device", "cpu", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert bytes_of(tmp_path / "out") == whole[0]
 
 
 def test_a_checkpoint_that_was_cut_short_is_not_gone_on_with(tmp_path, whole):
@@ -198,10 +200,37 @@ def test_a_run_that_had_run_out_of_patience_is_not_gone_on_with(tmp_path, monkey
     out = run(config(tmp_path, stages), tmp_path, resume=True, tell=told.append)
     assert bytes_of(out) == bytes_of(due)
     assert not [event for event in told if "loss" in event]
+    reports = [json.loads((folder / "train-report.json").read_text()) for folder in (due, out)]
+    assert reports[0]["runs"]["stage-1-experts"].keys() >= {"step", "loss", "eval_loss"}
+    assert reports[0] == reports[1]
+    lines = [(folder / "log.jsonl").read_text().splitlines() for folder in (due, out)]
+    assert [json.loads(line).get("step") for line in lines[0]] == [json.loads(line).get("step") for line in lines[1]]
 
 
-@pytest.mark.parametrize("what", ["base", "sums"])
-def test_other_weights_are_not_gone_on_with(tmp_path, what):
+def add_one(folder):
+    for path in folder.glob("*.safetensors"):
+        save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+
+
+def change(name):
+    def it(folder):
+        path = folder / name
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps(found | {"lora_alpha": 77} if "lora_alpha" in found else found | {"new": 1}))
+
+    return it
+
+
+@pytest.mark.parametrize(
+    ("what", "happens"),
+    [
+        ("base", add_one),
+        ("sums", add_one),
+        ("base", change("tokenizer_config.json")),
+        ("sums", change("adapter_config.json")),
+    ],
+)
+def test_another_base_or_adapter_is_not_gone_on_with(tmp_path, what, happens):
     earlier = run(made(tmp_path / "first"), tmp_path / "first")
     shutil.copytree(base(), tmp_path / "base")
     folders = {"base": tmp_path / "base", "sums": earlier / "experts" / "sums"}
@@ -209,8 +238,7 @@ def test_other_weights_are_not_gone_on_with(tmp_path, what):
     again = again.model_copy(update={"base": str(folders["base"])})
     with pytest.raises(StoppedError):
         run(again, tmp_path, tell=stopping_at(2))
-    for path in folders[what].glob("*.safetensors"):
-        save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    happens(folders[what])
     with pytest.raises(UsageError, match=str(folders[what])) as caught:
         run(again, tmp_path, resume=True)
     assert caught.value.code == "resume-differs"
