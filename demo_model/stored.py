@@ -20,8 +20,11 @@ def write_base(base: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folde
     """Write a base, whose weights are rounded to bfloat16 already, with its tokenizer into a new folder."""
     folder.mkdir()
     tokenizer.save_pretrained(folder)
-    # The name that every version of transformers knows.
-    _change_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    # The name that every version of transformers knows, and nothing of where the tokenizer was read.
+    _change_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "is_local": None, "local_files_only": None},
+    )
     base.config.save_pretrained(folder)
     _change_json(folder / "config.json", {"architectures": ["Qwen3ForCausalLM"], "dtype": "bfloat16"})
     base.generation_config.save_pretrained(folder)
@@ -86,5 +89,7 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _change_json(path: Path, changes: Mapping[str, object]) -> None:
+    """Set values of a JSON file; None takes one out."""
     content = json.loads(path.read_text(encoding="utf-8")) | changes
+    content = {key: value for key, value in content.items() if key not in changes or changes[key] is not None}
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
