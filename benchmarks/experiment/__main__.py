@@ -64,12 +64,11 @@ def measure(data: Path = DATA, folder: Path | None = None) -> dict[str, Any]:
         own: dict[str, Any] = {"eval": told}
         if name in ("encoder", "arrow") or name.startswith(("gate", "joint")):
             own["agreement"] = judging.agreement(recipe, place, DOMAINS)
-        own["tokens_per_s"] = judging.speed(recipe)
         if name in trained:
             own["training"] = {key: trained[name][1][key] for key in ("runs", "seconds")}
         found["variants"][name] = own
         say(name)
-    found["base_tokens_per_s"] = judging.speed(recipes["static"], base=True)
+    found["tokens_per_s"] = judging.speeds(recipes)
     found["seconds"] = round(time.perf_counter() - started)
     if folder is None:
         shutil.rmtree(place)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from lmoe_cli.router.token import TokenRouter
 
 RECORDS = 12
 """Conversations per domain that agreement is measured on."""
+TURNS, TOKENS = 5, 48
+"""Answers that speed is measured by, and their length."""
 
 
 def evaluate(recipe: Path, folder: Path, domains: Sequence[str]) -> dict[str, Any]:
@@ -54,15 +57,20 @@ def agreement(recipe: Path, folder: Path, domains: Sequence[str]) -> dict[str, f
     return found
 
 
-def speed(recipe: Path, *, base: bool = False) -> float:
-    """Tokens per second of a greedy answer of 64 tokens, the best of three."""
-    engine = lmoe_cli.load(recipe, device="cpu")
-    if base:
-        engine.detach()
-    best = 0.0
-    for _ in range(3):
-        started = time.perf_counter()
-        generation = engine.stream("Write a program.", engine.sampling.with_(temperature=0, max_new_tokens=64))
-        count = sum(1 for _ in generation)
-        best = max(best, count / (time.perf_counter() - started))
-    return best
+def speeds(recipes: Mapping[str, Path]) -> dict[str, float]:
+    """Tokens per second of a greedy answer of each recipe, and of the ``base`` of the first: medians of turns.
+
+    All are loaded at once and answer by turns, so that what disturbs the machine disturbs all of them.
+    """
+    engines = {name: lmoe_cli.load(recipe, device="cpu") for name, recipe in recipes.items()}
+    engines["base"] = lmoe_cli.load(next(iter(recipes.values())), device="cpu")
+    engines["base"].detach()
+    found: dict[str, list[float]] = {name: [] for name in engines}
+    for turn in range(TURNS + 1):
+        for name, engine in engines.items():
+            started = time.perf_counter()
+            answer = engine.stream("Write a program.", engine.sampling.with_(temperature=0, max_new_tokens=TOKENS))
+            count = sum(1 for _ in answer)
+            if turn:
+                found[name].append(count / (time.perf_counter() - started))
+    return {name: statistics.median(own) for name, own in found.items()}

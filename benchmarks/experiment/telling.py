@@ -29,7 +29,7 @@ def text(found: dict[str, Any]) -> str:
     cells = []
     for name, said in STATIC.items():
         told = rows[name]
-        speed = f"{found['base_tokens_per_s']:.0f}" if name == "base" else ""
+        speed = f"{found['tokens_per_s']['base']:.0f}" if name == "base" else ""
         cells.append((said, *_losses(told, domains), "", "", "", "", speed))
     for name, own in variants.items():
         if name == "static":
@@ -45,7 +45,7 @@ def text(found: dict[str, Any]) -> str:
                 _less(judged.get("oracle")) if name != "one LoRA" else "",
                 f"{used[-1]:.2f}" if used else "",
                 f"{sum(agrees.values()) / len(agrees):.0%}" if agrees else "",
-                f"{own['tokens_per_s']:.0f}",
+                f"{found['tokens_per_s'][name]:.0f}",
             )
         )  # fmt: skip
     epochs, records = found["epochs"], found["records"]
