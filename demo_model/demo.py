@@ -47,9 +47,9 @@ class Settings:
 
 QUICK = Settings(
     size=Size(vocabulary=600, width=64, layers=2, feed_forward=96, heads=2, key_value_heads=1),
-    single=120,
-    mixed=40,
-    own=40,
+    single=60,
+    mixed=20,
+    own=24,
     scenes=4,
     prompts=2,
 )

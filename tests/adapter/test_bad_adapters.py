@@ -256,7 +256,7 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.builds("base_model.model.{}.{}".format, MODULES, ENDINGS), SHAPES, max_size=6), CONFIGS)
 def test_any_tensors_are_an_adapter_or_an_error(tmp_path_factory, tensors, changes):
     folder = with_tensors(tmp_path_factory.mktemp("any"), tensors, **changes)

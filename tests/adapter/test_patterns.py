@@ -23,7 +23,7 @@ expressions = st.lists(st.sampled_from(PARTS + SIGNS), min_size=1, max_size=6).m
 patterns = st.lists(st.one_of(modules, expressions), min_size=1, max_size=4, unique=True)
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(patterns, modules)
 def test_the_first_match_is_that_of_peft(keys, module):
     from peft.utils.other import get_pattern_key
@@ -78,7 +78,7 @@ def test_plain_names_match_from_a_dot_on_and_a_caret_asks_for_the_whole_name():
 )
 def test_an_expression_that_could_run_for_ever_is_cut_off_or_quick(pattern, module, monkeypatch):
     monkeypatch.setattr("lmoe_cli.adapter.patterns.ONE_MATCH_S", 0.1)
-    with within(100):
+    with within(300):
         try:
             Patterns({pattern: 1}, "acme/lora").value(module, 0)
         except InvalidFileError as error:
@@ -91,12 +91,12 @@ def test_many_slow_expressions_share_one_allowance(monkeypatch):
     monkeypatch.setattr("lmoe_cli.adapter.patterns.ALL_MATCHES_S", 0.2)
     slow = {f"(?:[a-z_]+[.0-9]*)*{number}!": number for number in range(1000)}
     found = Patterns(slow, "here")
-    with within(100), pytest.raises(InvalidFileError, match="take"):
+    with within(300), pytest.raises(InvalidFileError, match="take"):
         [found.value(f"model.layers.{number}.q", 0) for number in range(10_000)]
 
 
 def test_a_pattern_for_each_of_many_modules_is_quick():
     names = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in range(48) for expert in range(128)]
     found = Patterns({name: number for number, name in enumerate(names)}, "here")
-    with within(100):
+    with within(300):
         assert [found.value(name, -1) for name in names] == list(range(len(names)))

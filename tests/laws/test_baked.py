@@ -14,8 +14,11 @@ from lmoe_cli.bake.model import bake_model
 from lmoe_cli.errors import UsageError
 from lmoe_cli.findings import RefusedError
 
+FEWER = [one for one in CASES if one.values in EACH or one.values[1] in ("dora", "embedding", "saved")]
+"""Every kind of adapter and every architecture, and the kinds that meet the most of an architecture on each."""
 
-@pytest.mark.parametrize(("arch", "variant"), CASES)
+
+@pytest.mark.parametrize(("arch", "variant"), FEWER)
 def test_a_baked_model_computes_the_live_blend_in_transformers(arch, variant, tmp_path):
     loadout = case(arch, variant).loadout(MIXED)
     try:
@@ -30,7 +33,7 @@ def test_a_baked_model_computes_the_live_blend_in_transformers(arch, variant, tm
         assert expert["matched"] == expert["tensors"] > 0
 
 
-@pytest.mark.parametrize(("arch", "variant"), [one for one in CASES if one.values in EACH])
+@pytest.mark.parametrize(("arch", "variant"), FEWER)
 def test_a_baked_adapter_computes_the_live_blend_in_peft(arch, variant, tmp_path):
     own = case(arch, variant)
     try:

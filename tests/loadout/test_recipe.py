@@ -119,7 +119,7 @@ def test_what_is_no_recipe_is_told_in_one_line(tmp_path, content, reason):
 
 
 def test_size_is_bounded_in_bytes_and_values_and_refused_quickly(tmp_path):
-    with within(150):
+    with within(600):
         assert "values" in told(tmp_path, "\n".join(f"k{number}: 1" for number in range(100_000)))[0]
         with pytest.raises(Exception, match="at most"):
             read(tmp_path, "a: " + "x" * (2 << 20))
