@@ -37,6 +37,7 @@ LIMITS = {"decode": 1.15, "prompt": 1.5}
 TIMES_XLORA = 10.0
 WORK = {"decode": Decode(1, 32, 8), "prompt": Prefill(1, PROMPT)}
 ROUNDS = {"decode": 15, "prompt": 5}
+TURNS = 7
 
 
 def measure() -> dict[str, Any]:
@@ -49,7 +50,7 @@ def text(found: dict[str, Any]) -> str:
     """The tables in Markdown."""
     head = ("what", "gates of", "experts", "ms/token", "± quartiles", "time, of 4", "asked")
     cells = [
-        (row["what"], row["share"], row["experts"], f"{row['ms_per_token']:.3f}", f"{row['spread']:.0%}",
+        (row["what"], row["share"], str(row["experts"]), f"{row['ms_per_token']:.3f}", f"{row['spread']:.0%}",
          f"{1 / row['ratio_to_base']:.2f}",
          "" if row["experts"] == COUNTS[0] else at_most(1 / row["ratio_to_base"], LIMITS[row["what"]]))
         for row in found["many"]
@@ -57,7 +58,7 @@ def text(found: dict[str, Any]) -> str:
     rows = found["beside"]
     own = {(row["router"], row["experts"]): row for row in rows}
     beside = [
-        (row["router"], row["experts"], f"{row['ms_per_token']:.1f}" if "ms_per_token" in row else row["refused"],
+        (row["router"], str(row["experts"]), f"{row['ms_per_token']:.1f}" if "ms_per_token" in row else row["refused"],
          f"{row['peak_mb']:.0f}" if "peak_mb" in row else "", _asked(row, own))
         for row in rows
     ]  # fmt: skip
@@ -110,47 +111,70 @@ def _variant(model: nn.Module, bank: Bank) -> Variant:
 
 
 def beside() -> list[dict[str, Any]]:
-    """Lmoe's routers and PEFT's on the same base, by turns; what PEFT refuses is told."""
+    """Lmoe's routers and PEFT's on the same base, by turns; memory of each in a process of its own."""
     rows = []
     for count in COUNTS[:2]:
         with tempfile.TemporaryDirectory() as folder:
+            found: dict[str, dict[str, Any]] = {}
+            turns: dict[str, Callable[[], None]] = {}
+            times: dict[str, list[float]] = {}
             for name, make in _makers(count, Path(folder)).items():
-                row: dict[str, Any] = {"router": name, "experts": count}
+                found[name] = {"router": name, "experts": count}
                 try:
-                    rows.append(row | _one(make()))
+                    turns[name] = _turn(make())
                 except Exception as error:  # noqa: BLE001 - whatever PEFT fails with is told
-                    rows.append(row | {"refused": f"{type(error).__name__}: {str(error)[:80]}"})
+                    found[name]["refused"] = f"{type(error).__name__}: {str(error)[:80]}"
+            for number in range(TURNS + 1):
+                for name, turn in turns.items():
+                    started = time.perf_counter()
+                    turn()
+                    if number:
+                        times.setdefault(name, []).append(time.perf_counter() - started)
+        for name, own in times.items():
+            found[name]["ms_per_token"] = statistics.median(own) * 1e3
+            found[name]["peak_mb"] = child("benchmarks.routed", "memory", name, str(count))
+        rows += found.values()
     return rows
 
 
-def _one(model: nn.Module) -> dict[str, float]:
-    """Time of a token after a context, and memory for the prompt."""
-    ids = torch.randint(5, 900, (1, CONTEXT), generator=torch.Generator().manual_seed(0))
-    before, peak, stop = _resident(), [0], threading.Event()
+@torch.inference_mode()
+def _turn(model: nn.Module) -> Callable[[], None]:
+    """What computes one more token after a context."""
+    ids = _context()
+    if getattr(model, "reads_all", False):  # X-LoRA looks at the whole text for each token: it keeps nothing
+        longer = torch.cat([ids, ids[:, :1]], 1)
+        return torch.inference_mode()(lambda: model(input_ids=longer) and None)
+    cache = model(input_ids=ids, use_cache=True).past_key_values
 
-    def watch() -> None:
-        while not stop.wait(0.005):
-            peak[0] = max(peak[0], _resident())
+    @torch.inference_mode()
+    def turn() -> None:
+        model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+        cache.crop(-1)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    with torch.inference_mode():
-        out = model(input_ids=ids, use_cache=True)
-    stop.set()
-    watcher.join()
-    # X-LoRA looks at the whole text for each token: it keeps nothing.
-    cache, times = None if getattr(model, "reads_all", False) else out.past_key_values, []
-    with torch.inference_mode():
-        for _ in range(4):
-            token = ids[:, :1]
-            started = time.perf_counter()
-            if cache is not None:
-                cache = model(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
-            else:
-                ids = torch.cat([ids, token], 1)
-                model(input_ids=ids, use_cache=False)
-            times.append(time.perf_counter() - started)
-    return {"ms_per_token": statistics.median(times[1:]) * 1e3, "peak_mb": (peak[0] - before) / 1e6}
+    return turn
+
+
+def _context() -> torch.Tensor:
+    return torch.randint(synthetic.SMALL_VOCABULARY, (1, CONTEXT), generator=torch.Generator().manual_seed(0))
+
+
+def memory(name: str, count: int) -> float:
+    """Memory that a router takes for a prompt, above that of the model before it, in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = _makers(count, Path(folder))[name]()
+        before, peak, stop = _resident(), [0], threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(0.002):
+                peak[0] = max(peak[0], _resident())
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        with torch.inference_mode():
+            model(input_ids=_context())
+        stop.set()
+        watcher.join()
+    return (peak[0] - before) / 1e6
 
 
 def _resident() -> int:
@@ -188,6 +212,7 @@ def _makers(count: int, folder: Path) -> dict[str, Callable[[], nn.Module]]:
 
     def xlora() -> nn.Module:
         model = _base()
+        model.config.use_cache = False  # which it asks for
         config = peft.XLoraConfig(
             task_type="CAUSAL_LM",
             hidden_size=model.config.hidden_size,
@@ -210,7 +235,10 @@ def _makers(count: int, folder: Path) -> dict[str, Callable[[], nn.Module]]:
 
 def main(what: str, *rest: str) -> None:
     """Measure one comparison and print the rows as JSON."""
-    print(json.dumps(beside() if what == "beside" else many(what, *rest)))
+    if what == "memory":
+        print(json.dumps(memory(rest[0], int(rest[1]))))
+    else:
+        print(json.dumps(beside() if what == "beside" else many(what, *rest)))
 
 
 if __name__ == "__main__":

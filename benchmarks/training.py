@@ -64,7 +64,7 @@ def _steps(folder: Path) -> dict[str, Callable[[], Step]]:
 
 
 def _batch() -> dict[str, torch.Tensor]:
-    ids = torch.randint(5, 900, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(synthetic.SMALL_VOCABULARY, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids)}
 
 
