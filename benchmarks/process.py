@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +79,26 @@ def _raise_peaks(peaks: dict[str, int], process: int) -> None:
         name, _, rest = line.partition(":")
         if name in peaks:
             peaks[name] = max(peaks[name], int(rest.split()[0]) * 1024)
+
+
+def peak_mb(work: Callable[[], object]) -> float:
+    """Resident memory of this process during some work, at most, above what it was before; in MB."""
+    before, peak, stop = _resident_bytes(), [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.002):
+            peak[0] = max(peak[0], _resident_bytes())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    work()
+    stop.set()
+    watcher.join()
+    return (peak[0] - before) / 1e6
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def child(module: str, *arguments: str | Path) -> Any:

@@ -6,18 +6,18 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.process import child
+from benchmarks.process import child, peak_mb
 from benchmarks.table import at_least, at_most, markdown
 from lmoe_cli.bank.bank import Bank
 from lmoe_cli.bench import synthetic
@@ -116,7 +116,7 @@ def beside() -> list[dict[str, Any]]:
     for count in COUNTS[:2]:
         with tempfile.TemporaryDirectory() as folder:
             found: dict[str, dict[str, Any]] = {}
-            turns: dict[str, Callable[[], None]] = {}
+            turns: dict[str, Callable[[], object]] = {}
             times: dict[str, list[float]] = {}
             for name, make in _makers(count, Path(folder)).items():
                 found[name] = {"router": name, "experts": count}
@@ -138,12 +138,11 @@ def beside() -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def _turn(model: nn.Module) -> Callable[[], None]:
+def _turn(model: nn.Module) -> Callable[[], object]:
     """What computes one more token after a context."""
     ids = _context()
     if getattr(model, "reads_all", False):  # X-LoRA looks at the whole text for each token: it keeps nothing
-        longer = torch.cat([ids, ids[:, :1]], 1)
-        return torch.inference_mode()(lambda: model(input_ids=longer) and None)
+        return partial(torch.inference_mode()(model), input_ids=torch.cat([ids, ids[:, :1]], 1))
     cache = model(input_ids=ids, use_cache=True).past_key_values
 
     @torch.inference_mode()
@@ -162,23 +161,7 @@ def memory(name: str, count: int) -> float:
     """Memory that a router takes for a prompt, above that of the model before it, in MB."""
     with tempfile.TemporaryDirectory() as folder:
         model = _makers(count, Path(folder))[name]()
-        before, peak, stop = _resident(), [0], threading.Event()
-
-        def watch() -> None:
-            while not stop.wait(0.002):
-                peak[0] = max(peak[0], _resident())
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        with torch.inference_mode():
-            model(input_ids=_context())
-        stop.set()
-        watcher.join()
-    return (peak[0] - before) / 1e6
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+        return peak_mb(partial(torch.inference_mode()(model), input_ids=_context()))
 
 
 def _base() -> nn.Module:

@@ -6,7 +6,6 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.process import child
+from benchmarks.process import child, peak_mb
 from benchmarks.table import at_most, markdown
 from lmoe_cli.bench import synthetic
 
@@ -146,20 +145,12 @@ def _timed(folder: Path) -> list[dict[str, Any]]:
 
 def _peak(folder: Path, what: str) -> float:
     step = _steps(folder)[what]()
-    peak, stop = [0], threading.Event()
 
-    def watch() -> None:
-        while not stop.wait(0.01):
-            peak[0] = max(peak[0], int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+    def two() -> None:
+        step()
+        step()
 
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    step()
-    step()
-    stop.set()
-    watcher.join()
-    return (peak[0] - before) / 1e6
+    return peak_mb(two)
 
 
 def main(kind: str, what: str = "") -> None:

@@ -137,7 +137,7 @@ def _unlearned(found: list[dict[str, Any]], where: str) -> frozenset[int]:
     unlearned = frozenset(number for number, one in mine.items() if one.get("weight") == 0)
     if not said - unlearned:
         message = f"{where}: the assistant says nothing" + (" of weight 1" if said else "")
-        hint = "what the assistant says is what is learned and judged"
+        hint = "what the assistant says is learned and judged: add it, or remove the line"
         raise InvalidFileError("data-unanswered", message, hint=hint, where=where)
     return unlearned
 

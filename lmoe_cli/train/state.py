@@ -54,14 +54,14 @@ def begin(order: Order, work: Path, told: Mapping[str, Any]) -> None:
         if order.resume:
             hint = "leave --resume out to begin"
             raise NotFoundError("nothing-to-resume", f"{work}: nothing was begun there", hint=hint, where=str(work))
-        files.write_file(work / STATE, json.dumps(told, indent=2).encode() + b"\n", force=True)
+        _write(work, told)
         return
     if not order.resume and not order.force and _has_trained(work):
         message = f"{work}: a training was begun there and is not done"
         raise UsageError("training-unfinished", message, hint="--resume goes on with it, --force begins again")
     if not order.resume:
         files.remove_folder(work)
-        files.write_file(work / STATE, json.dumps(told, indent=2).encode() + b"\n")
+        _write(work, told)
         return
     before = parse_object(files.read_bytes(work / STATE, MAX_STATE_BYTES), str(work / STATE))
     known = {kind: found if isinstance(found := before.get(kind), dict) else {} for kind in PARTS}
@@ -76,6 +76,10 @@ def begin(order: Order, work: Path, told: Mapping[str, Any]) -> None:
     if changed:
         message = f"{work}: begun with another {', '.join(changed)}"
         raise UsageError("resume-differs", message, hint="put back what was changed, or --force to begin again")
+
+
+def _write(work: Path, told: Mapping[str, Any]) -> None:
+    files.write_file(work / STATE, json.dumps(told, indent=2).encode() + b"\n", force=True)
 
 
 def _has_trained(work: Path) -> bool:
