@@ -89,6 +89,11 @@ class Source(ABC):
             raise NotFoundError("not-found", f"{where}: not on this machine", hint=f"lmoe pull {self.ref}", where=where)
         return path
 
+    @property
+    def pinned(self) -> str:
+        """A reference that means the same files later: of the Hub, its commit."""
+        return self.ref
+
     def has(self, name: str) -> bool:
         return name in self.sizes
 
@@ -168,6 +173,10 @@ class Remote(Source):
         super().__init__(ref, repository.commit, None)
         self.repository = repository
         self.token = token
+
+    @property
+    def pinned(self) -> str:
+        return f"hf://{self.repository.name}@{self.repository.commit}"
 
     def _list(self) -> Mapping[str, int]:
         return {name: file.size for name, file in self.repository.files.items()}

@@ -103,6 +103,7 @@ TRAIN = {
     "training-unfinished": error("A training was begun there and is not done.", "`--resume`, or `--force`."),
     "nothing-to-resume": error("No training was begun there.", "Leave `--resume` out."),
     "shard-alone": error("A base cannot be spread over a single process.", "Run it under torchrun."),
+    "shard-quantized": error("A quantised base cannot be spread over processes.", "Leave `shard` out."),
     "resume-differs": error("The config or the data changed since the training began.", "Put back what was changed."),
     "loss-not-finite": error(
         "The loss became NaN or infinite. The last checkpoint is kept.", "A lower learning rate, then `--resume`."

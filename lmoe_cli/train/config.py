@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -160,6 +161,19 @@ class TrainConfig(Entry):
     stages: list[Stage] = Field(min_length=1, max_length=100)
     trainer: Trainer = Trainer()
     chat: ChatSettings = ChatSettings()
+
+    @property
+    def references(self) -> list[str]:
+        """The base and the adapters that are begun with."""
+        return [self.base, *(expert.adapter for expert in self.experts.values() if expert.adapter)]
+
+    def with_references(self, other: Mapping[str, str]) -> TrainConfig:
+        """The same with other references for some of them."""
+        experts = {
+            name: expert.model_copy(update={"adapter": other.get(expert.adapter or "", expert.adapter)})
+            for name, expert in self.experts.items()
+        }
+        return self.model_copy(update={"base": other.get(self.base, self.base), "experts": experts})
 
     @model_validator(mode="after")
     def _can_run(self) -> TrainConfig:

@@ -76,7 +76,7 @@ def assemble(
         trained: The gate of an earlier stage.
 
     Raises:
-        UsageError: The experts are of a kind that is not trained.
+        UsageError: The experts are of a kind that is not trained, or the base of one that is not spread.
     """
     trains_experts, has_gate = run.stage.train != "gate", run.stage.train != "experts"
     if trains_experts:
@@ -84,8 +84,12 @@ def assemble(
     precision = config.trainer.precision
     wanted = "float32" if precision is None and loadout.base.runs_in == "float16" else precision
     dtype = choose_dtype(wanted, loadout.base.runs_in, loadout.base.size, device)
-    loadout.fetch()
     shards = config.trainer.shard
+    if shards and (method := loadout.base.quantization):
+        message = f"{loadout.base.ref}: weights quantised by {method} are not spread over processes"
+        hint = "leave 'shard' out, or train on the base as it was before"
+        raise UsageError("shard-quantized", message, hint=hint, where=loadout.base.ref)
+    loadout.fetch()
     model = load_model(loadout.base, dtype=dtype, device=torch.device("cpu") if shards else device)
     if shards:
         shard(model, device)

@@ -12,10 +12,11 @@ from lmoe_cli import files, hashes
 from lmoe_cli.adapter.adapter import read_adapter
 from lmoe_cli.adapter.config import CONFIG
 from lmoe_cli.errors import NotFoundError, UsageError
-from lmoe_cli.loadout.base import Base
+from lmoe_cli.loadout.base import read_base
 from lmoe_cli.loadout.trained import fingerprint, weights_hash
 from lmoe_cli.source import Source, open_source
 from lmoe_cli.strict_json import parse_object
+from lmoe_cli.train.config import TrainConfig
 from lmoe_cli.train.order import Order
 from lmoe_cli.train.outcome import DONE
 
@@ -25,18 +26,65 @@ PARTS = ("config", "data", "weights")
 """Of the state, that must be the same."""
 
 
-def state_of(order: Order, base: Base, data: Mapping[str, str], processes: int) -> dict[str, Any]:
+def begin(order: Order, work: Path, data: Mapping[str, str], processes: int) -> None:
+    """Start a folder of work, or find that what stands there may be gone on with.
+
+    Args:
+        order: The training.
+        work: The folder.
+        data: Data file → SHA-256.
+        processes: That train.
+
+    Raises:
+        UsageError: Something else stands there, or it was begun with something else, or unfinished and not resumed.
+        NotFoundError: Nothing was begun there that could be resumed.
+    """
+    if not (work / STATE).is_file():
+        if work.exists() and any(work.iterdir()):
+            message = f"{work}: not a folder that lmoe wrote, and the training would be done there"
+            raise UsageError("output-not-ours", message, hint="choose another --out")
+        if order.resume:
+            hint = "leave --resume out to begin"
+            raise NotFoundError("nothing-to-resume", f"{work}: nothing was begun there", hint=hint, where=str(work))
+    elif order.resume:
+        before = _read(work)
+        _require_same(before, _state_of(order, _pins(before), data, processes), work)
+        return
+    elif not order.force and _has_trained(work):
+        message = f"{work}: a training was begun there and is not done"
+        raise UsageError("training-unfinished", message, hint="--resume goes on with it, --force begins again")
+    else:
+        files.remove_folder(work)
+    state = json.dumps(_state_of(order, {}, data, processes), indent=2).encode() + b"\n"
+    files.write_file(work / STATE, state, force=True)
+
+
+def pinned(config: TrainConfig, work: Path) -> TrainConfig:
+    """A config with the commits that its training was begun with, where it names branches of the Hub."""
+    return config.with_references(_pins(_read(work)))
+
+
+def _state_of(order: Order, pins: Mapping[str, str], data: Mapping[str, str], processes: int) -> dict[str, Any]:
     """Everything that a training depends on, and that must be the same when it goes on."""
+    sources = {
+        ref: open_source(pins.get(ref, ref), token=order.token, beside=order.folder) for ref in order.config.references
+    }
+    base = read_base(sources[order.config.base])
     texts = [name for name in base.files if name not in base.weight_files]
     weights = {order.config.base: base.source.revision or _identity(base.source, texts, fingerprint(base))}
     for name, expert in order.config.experts.items():
         if expert.adapter:
-            source = open_source(expert.adapter, token=order.token, beside=order.folder)
+            source = sources[expert.adapter]
             weights[f"{name} ({expert.adapter})"] = source.revision or _identity(
                 source, [CONFIG], weights_hash(read_adapter(source))
             )
-    config = order.config.model_dump(mode="json")
-    return {"config": config, "data": dict(data), "weights": weights, "processes": processes}
+    return {
+        "config": order.config.model_dump(mode="json"),
+        "data": dict(data),
+        "weights": weights,
+        "pins": {ref: source.pinned for ref, source in sources.items() if source.revision},
+        "processes": processes,
+    }
 
 
 def _identity(source: Source, texts: Collection[str], weights: str | None) -> str:
@@ -45,31 +93,12 @@ def _identity(source: Source, texts: Collection[str], weights: str | None) -> st
     return hashlib.sha256(json.dumps([found, weights]).encode()).hexdigest()
 
 
-def begin(order: Order, work: Path, told: Mapping[str, Any]) -> None:
-    """Start a folder of work, or find that what stands there may be gone on with."""
-    if not (work / STATE).is_file():
-        if work.exists() and any(work.iterdir()):
-            message = f"{work}: not a folder that lmoe wrote, and the training would be done there"
-            raise UsageError("output-not-ours", message, hint="choose another --out")
-        if order.resume:
-            hint = "leave --resume out to begin"
-            raise NotFoundError("nothing-to-resume", f"{work}: nothing was begun there", hint=hint, where=str(work))
-        _write(work, told)
-        return
-    if not order.resume and not order.force and _has_trained(work):
-        message = f"{work}: a training was begun there and is not done"
-        raise UsageError("training-unfinished", message, hint="--resume goes on with it, --force begins again")
-    if not order.resume:
-        files.remove_folder(work)
-        _write(work, told)
-        return
-    before = parse_object(files.read_bytes(work / STATE, MAX_STATE_BYTES), str(work / STATE))
-    known = {kind: found if isinstance(found := before.get(kind), dict) else {} for kind in PARTS}
+def _require_same(before: Mapping[str, Any], told: Mapping[str, Any], work: Path) -> None:
     changed = [
         f"config ({name})" if kind == "config" else name
         for kind in PARTS
         for name, value in told[kind].items()
-        if known[kind].get(name) != value
+        if _part(before, kind).get(name) != value
     ]
     if before.get("processes") != told["processes"]:
         changed.append(f"number of processes ({before.get('processes')})")
@@ -78,8 +107,17 @@ def begin(order: Order, work: Path, told: Mapping[str, Any]) -> None:
         raise UsageError("resume-differs", message, hint="put back what was changed, or --force to begin again")
 
 
-def _write(work: Path, told: Mapping[str, Any]) -> None:
-    files.write_file(work / STATE, json.dumps(told, indent=2).encode() + b"\n", force=True)
+def _read(work: Path) -> dict[str, Any]:
+    return parse_object(files.read_bytes(work / STATE, MAX_STATE_BYTES), str(work / STATE))
+
+
+def _part(state: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    return found if isinstance(found := state.get(kind), dict) else {}
+
+
+def _pins(state: Mapping[str, Any]) -> dict[str, str]:
+    """Reference as written → the same at the commit that it meant."""
+    return {ref: pin for ref, pin in _part(state, "pins").items() if isinstance(pin, str)}
 
 
 def _has_trained(work: Path) -> bool:

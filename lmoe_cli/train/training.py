@@ -20,13 +20,12 @@ from lmoe_cli.engine.base_model import load_tokenizer, quietly
 from lmoe_cli.engine.device import choose_device
 from lmoe_cli.engine.generate import context_of
 from lmoe_cli.errors import ResourceError, UsageError
-from lmoe_cli.loadout.base import Base, read_base
+from lmoe_cli.loadout.base import read_base
 from lmoe_cli.loadout.loadout import Loadout, resolve
 from lmoe_cli.loadout.recipe import Recipe
 from lmoe_cli.loadout.trained import read_gate
 from lmoe_cli.source import Source, open_source
 from lmoe_cli.train.checkpoints import last_whole
-from lmoe_cli.train.config import TrainConfig
 from lmoe_cli.train.fresh import write_fresh
 from lmoe_cli.train.log import Log, Tell
 from lmoe_cli.train.loop import Loop
@@ -34,7 +33,7 @@ from lmoe_cli.train.material import gather_material, hashes_of, sources_of
 from lmoe_cli.train.order import Order
 from lmoe_cli.train.outcome import DONE, Left, write_outcome, write_results
 from lmoe_cli.train.stage import Run, arguments, assemble, callbacks_of, runs_of
-from lmoe_cli.train.state import begin, state_of
+from lmoe_cli.train.state import begin, pinned
 
 FRESH = "fresh"
 
@@ -67,13 +66,15 @@ def train(order: Order, tell: Tell) -> dict[str, Any]:
             "shard-alone", message, hint="torchrun --nproc-per-node N -m lmoe_cli train …, or leave it out"
         )
     work = order.out.with_name(f"{order.out.name}.work")
-    base = read_base(open_source(order.config.base, token=order.token, beside=order.folder))
     data = hashes_of(order.config, order.folder)
-    left = Left(_adapters(order, work))
     if processes.is_main_process:
-        begin(order, work, state_of(order, base, data, processes.num_processes))
-        _write_fresh(order.config, work, base)
+        begin(order, work, data, processes.num_processes)
     processes.wait_for_everyone()
+    order = replace(order, config=pinned(order.config, work))
+    if processes.is_main_process:
+        _write_fresh(order, work)
+    processes.wait_for_everyone()
+    left = Left(_adapters(order, work))
     for number in range(len(order.config.stages)):
         for run in runs_of(order.config, number):
             if not (work / run.name / DONE).is_dir():
@@ -93,7 +94,9 @@ def _adapters(order: Order, work: Path) -> dict[str, str]:
     return {name: expert.adapter or str(work / FRESH / name) for name, expert in order.config.experts.items()}
 
 
-def _write_fresh(config: TrainConfig, work: Path, base: Base) -> None:
+def _write_fresh(order: Order, work: Path) -> None:
+    config = order.config
+    base = read_base(open_source(config.base, token=order.token, beside=order.folder))
     for number, (name, expert) in enumerate(config.experts.items()):
         if expert.adapter is None and not (work / FRESH / name).exists():
             with files.new_folder(work / FRESH / name) as folder:

@@ -32,17 +32,6 @@ def test_a_compiled_blend_is_one_graph_that_computes_the_live_blend(variant):
     assert counter.frame_count == 1
 
 
-def test_weights_of_nothing_are_the_base_in_compiled_code_too():
-    engine = case("qwen3", "lora").engine({"one": 0.0, "two": 0.0})
-    compiled = torch.compile(engine.model, backend="aot_eager", fullgraph=True, dynamic=False)
-    with torch.inference_mode():
-        blended = compiled(input_ids=tiny.tokens()).logits
-    torch._dynamo.reset()
-    base = torch.compile(engine.detach(), backend="aot_eager", fullgraph=True, dynamic=False)
-    with torch.inference_mode():
-        assert torch.equal(blended, base(input_ids=tiny.tokens()).logits)
-
-
 def test_the_compiler_computes_the_product_that_siblings_share_once():
     engine = case("qwen3", "lora").engine(MIXED)
     products = []

@@ -7,7 +7,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
-from commands import lmoe, process
+from commands import lmoe
 from data.made import said, written
 
 from evaluate.made import TALKS, adapter, spoken_base
@@ -35,8 +35,8 @@ def place(tmp_path_factory):
     return folder
 
 
-def told(*words, cwd, code=0, run=lmoe):
-    done = run("eval", *words, "--device", "cpu", "--json", cwd=cwd)
+def told(*words, cwd, code=0):
+    done = lmoe("eval", *words, "--device", "cpu", "--json", cwd=cwd)
     assert done.returncode == code, done.stderr
     found = json.loads(done.stdout)
     assert (found["schema"], found["ok"]) == ("lmoe.eval/1", code == 0)
@@ -112,7 +112,7 @@ def test_a_worse_recipe_ends_with_1_beside_its_baseline_and_an_equal_one_with_0(
     data, _ = told("mix.yaml", *words, "--max-regression", "0", cwd=place)
     assert data["baseline"]["regressed"] is False
     assert data["baseline"]["domains"]["talk"]["worse_by"] == 0
-    data, findings = told("worse.yaml", *words, cwd=place, code=1, run=process)
+    data, findings = told("worse.yaml", *words, cwd=place, code=1)
     assert data["baseline"]["regressed"] is True
     worse = data["baseline"]["domains"]["talk"]
     assert worse["worse_by"] == pytest.approx(worse["now"] - worse["before"])
@@ -197,7 +197,7 @@ def test_what_was_cut_off_is_told(place):
 def test_one_adapter_of_the_same_size_is_trained_on_what_is_not_judged(place):
     data, _ = told(
         "mix.yaml", "--data", "split.jsonl", "--retrain", "split.jsonl", "--retrain-epochs", "1", "--no-random",
-        cwd=place, run=process,
+        cwd=place,
     )  # fmt: skip
     trained = data["retrained"]
     # Ranks 4 and 5 on the same modules.

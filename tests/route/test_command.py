@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from commands import lmoe, process
+from commands import lmoe
 from rich.cells import cell_len
 from rich.text import Text
 
@@ -54,7 +54,7 @@ def test_what_a_token_tells_follows_the_options(folder, tmp_path):
 
 
 def test_text_may_come_by_stdin(folder, tmp_path):
-    done = process("route", folder / "weighted.yaml", "--json", cwd=folder, text=f"{TEXT}\n")
+    done = lmoe("route", folder / "weighted.yaml", "--json", cwd=folder, text=f"{TEXT}\n")
     assert json.loads(done.stdout)["data"] == data(folder / "weighted.yaml", TEXT, cwd=tmp_path)
     empty = lmoe("route", folder / "weighted.yaml", cwd=folder, text="\n")
     assert (empty.returncode, empty.stdout) == (2, "")

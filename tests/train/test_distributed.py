@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from train.made import config, run
 
+ROOT = Path(__file__).resolve().parents[2]
 STAGES = [
     {"train": "experts", "steps": 2, "together": True, "clip": 0},
     {"train": "joint", "steps": 3, "balance": 0.3, "z": 0.1, "clip": 0},
@@ -30,24 +32,39 @@ def losses(out):
     return [[line[key] for key in ("loss", "balance", "z") if key in line] for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("words", [{}, {"shard": True, "checkpointing": True}])
-def test_two_processes_are_one(tmp_path, words):
+WAYS = {"whole": {}, "spread": {"shard": True, "checkpointing": True}}
+COMMANDS = """
+import sys
+from lmoe_cli.cli.root import run
+for way in sys.argv[1:]:
+    if code := run(["train", f"{way}.yaml", "--out", way, "--device", "cpu"]):
+        sys.exit(code)
+"""
+
+
+def test_two_processes_are_one(tmp_path):
     one = run(in_order(tmp_path, batch_size=54), tmp_path, "one")
-    made = in_order(tmp_path, batch_size=27, **words)
-    (tmp_path / "train.yaml").write_text(
-        yaml.safe_dump(made.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    for way, words in WAYS.items():
+        made = in_order(tmp_path, batch_size=27, **words).model_dump(mode="json", exclude_none=True)
+        (tmp_path / f"{way}.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
+    (tmp_path / "commands.py").write_text(COMMANDS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "commands.py", *WAYS], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "lmoe_cli"]
-    command += ["train", "train.yaml", "--out", "two", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    two = tmp_path / "two"
     assert len(losses(one)) == 5
+    for way in WAYS:
+        assert_same(tmp_path / way, one)
+    assert not list(tmp_path.glob("*.work"))
+
+
+def assert_same(two, one):
+    """What two processes did and left is what one does and leaves, but for sums in another order."""
     for found, due in zip(losses(two), losses(one), strict=True):
         assert found == pytest.approx(due, rel=1e-4)
     for file in ("experts/sums/adapter_model.safetensors", "router/router.safetensors"):
         found, due = load_file(two / file), load_file(one / file)
         for name, tensor in due.items():
             torch.testing.assert_close(found[name], tensor, rtol=2e-2, atol=2e-3)
-    assert not list(tmp_path.glob("*.work"))

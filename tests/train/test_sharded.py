@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 import torch.distributed as dist
 from laws.cases import MIXED, assert_close, case
+from train.made import base, config
 
 from lmoe_cli.bank import product
 from lmoe_cli.bank.bank import build_bank
 from lmoe_cli.engine.attach import attach
-from lmoe_cli.train.stage import shard
+from lmoe_cli.errors import UsageError
+from lmoe_cli.loadout.base import read_base
+from lmoe_cli.source import open_source
+from lmoe_cli.train.stage import assemble, runs_of, shard
 
 
 @pytest.fixture
@@ -37,3 +45,15 @@ def test_experts_are_put_on_a_spread_base(group, monkeypatch, arch, variant):
     attach(model, bank.modules)
     with torch.no_grad():
         assert_close(model(input_ids=tiny.tokens()).logits, due)
+
+
+def test_a_quantised_base_is_not_spread(tmp_path):
+    made = config(tmp_path, [{"train": "experts", "steps": 1}], trainer={"shard": True})
+    shutil.copytree(base(), tmp_path / "base")
+    told = json.loads((tmp_path / "base" / "config.json").read_text())
+    quantised = told | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(quantised))
+    loadout = replace(case("llama", "lora").loadout(MIXED), base=read_base(open_source(str(tmp_path / "base"))))
+    with pytest.raises(UsageError) as caught:
+        assemble(loadout, runs_of(made, 0)[0], made, torch.device("cpu"), None)
+    assert caught.value.code == "shard-quantized"
