@@ -188,6 +188,27 @@ def test_the_page_on_findings_is_made_from_the_codes():
     assert (ROOT / "docs" / "findings.md").read_text() == page(), "run: python docs/findings_page.py"
 
 
+def test_every_file_that_a_page_includes_is_there():
+    """A directive that a formatter has changed is shown as it is, and one without its file as nothing."""
+    docs, found, wrong = ROOT / "docs", [], []
+    for page in sorted(docs.rglob("*.md")):
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            if not re.match(r"\s*;?-+\s*8\s*<", line):
+                continue
+            told = re.fullmatch(r'\s*--8<-- "(.+)"', line)
+            is_there = bool(told) and any((folder / told[1]).is_file() for folder in (docs, ROOT))
+            (found if is_there else wrong).append(f"{page.relative_to(ROOT)}:{number}: {line}")
+    assert wrong == []
+    assert len(found) >= 6
+
+
+def test_every_recipe_that_comes_along_is_told():
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert [
+        path.name for path in sorted((ROOT / "recipes").glob("*.yaml")) if f"`recipes/{path.name}`" not in page
+    ] == []
+
+
 def test_the_committed_schema_is_that_of_the_recipes():
     from lmoe_cli.loadout.schema import recipe_schema
 

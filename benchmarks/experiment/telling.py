@@ -8,7 +8,15 @@ from typing import Any
 from benchmarks.table import markdown
 
 STATIC = {"base": "base", "oracle": "best single expert per domain", "uniform": "uniform", "random": "random experts"}
-NAMES = {"one LoRA": "one LoRA of the same size, retrained", "fitted": "fixed weights, fitted"}
+NAMES = {
+    "static": "all experts at weight 1",
+    "one LoRA": "one LoRA of the same size, retrained",
+    "fitted": "fixed weights, fitted",
+}
+OTHERS = {"base": "base", "uniform": "uniform", "random": "random experts", "oracle": "best single"}
+"""Variant of an evaluation → its name where it is compared with the evaluation's recipe."""
+ALONE = "one LoRA"
+"""Is its own uniform blend and its own best expert."""
 
 
 def text(found: dict[str, Any]) -> str:
@@ -16,33 +24,21 @@ def text(found: dict[str, Any]) -> str:
     variants = found["variants"]
     rows = {row["name"]: row for row in variants["static"]["eval"]["variants"]}
     domains = list(rows["base"]["domains"])
-    head = (
-        "variant",
-        *domains,
-        "mean",
-        "uniform less it",
-        "best single less it",
-        "in use",
-        "agrees",
-        "tokens/s",
-    )
+    head = ("variant", *domains, "mean", "in use", "agrees", "tokens/s")
     cells = []
     for name, said in STATIC.items():
         told = rows[name]
         speed = f"{found['tokens_per_s']['base']:.0f}" if name == "base" else ""
-        cells.append((said, *_losses(told, domains), "", "", "", "", speed))
+        cells.append((said, *_losses(told, domains), "", "", speed))
     for name, own in variants.items():
         if name == "static":
             continue
-        judged = {row["name"]: row for row in own["eval"]["variants"]}
-        mine = "recipe"
+        mine = next(row for row in own["eval"]["variants"] if row["name"] == "recipe")
         used = [run["effective"] for run in own.get("training", {}).get("runs", {}).values() if "effective" in run]
         agrees = own.get("agreement")
         cells.append(
             (
-                NAMES.get(name, name), *_losses(judged[mine], domains),
-                _less(judged.get("uniform")) if name != "one LoRA" else "",
-                _less(judged.get("oracle")) if name != "one LoRA" else "",
+                NAMES.get(name, name), *_losses(mine, domains),
                 f"{used[-1]:.2f}" if used else "",
                 f"{sum(agrees.values()) / len(agrees):.0%}" if agrees else "",
                 f"{found['tokens_per_s'][name]:.0f}",
@@ -56,7 +52,26 @@ def text(found: dict[str, Any]) -> str:
         f"{records['valid']} held-out conversations of each domain at most. "
         f"Seed {found['seed']}; {found['seconds'] / 60:.0f} minutes in all.\n"
     )
-    return f"{markdown(head, cells)}\n{told}"
+    return f"{markdown(head, cells)}\n{told}\n{_compared(variants, domains)}"
+
+
+def _compared(variants: Mapping[str, Any], domains: list[str]) -> str:
+    """How much more others lose than each variant, per domain and overall, with intervals, as far as they are kept."""
+    cells, missing = [], []
+    for name, own in variants.items():
+        judged = {row["name"]: row for row in own["eval"]["variants"]}
+        others = [
+            other for other in OTHERS if other in judged and not (name == ALONE and other in ("uniform", "oracle"))
+        ]
+        said = NAMES.get(name, name)
+        if not others:
+            missing.append(said)
+        for other in others:
+            row = judged[other]
+            less = [_difference(values) for values in (*(row["domains"][domain] for domain in domains), row["mean"])]
+            cells.append((said, f"{OTHERS[other]} less it", *less))
+    none = f"\nNo intervals were kept of: {', '.join(missing)}.\n" if missing else ""
+    return f"{markdown(('variant', 'difference', *domains, 'mean'), cells)}{none}"
 
 
 def _losses(row: Mapping[str, Any], domains: list[str]) -> list[str]:
@@ -66,8 +81,7 @@ def _losses(row: Mapping[str, Any], domains: list[str]) -> list[str]:
     ]
 
 
-def _less(other: Mapping[str, Any] | None) -> str:
+def _difference(values: Mapping[str, Any]) -> str:
     """How much more another's loss is than the recipe's, with its interval."""
-    if other is None or (found := other["mean"]["difference"]["nats_per_token"]) is None:
-        return ""
+    found = values["difference"]["nats_per_token"]
     return f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"

@@ -4,13 +4,17 @@
 
 p is the routed model's distribution of the next token, q the other one's, at every token of held-out text that is to
 be predicted. Zero means that nothing is lost; what the base alone has says how much there is to lose.
+
+A long record is predicted in parts and a part compared in smaller ones, so that memory does not grow with the record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +26,10 @@ from lmoe_cli.engine.engine import Engine
 from lmoe_cli.loadout.loadout import Loadout
 
 MEANS, UNIFORM, BASE = "mean gates", "uniform", "base"
+MAX_LOGITS = 1 << 28
+"""Most logits of a model that are kept at a time, where it can leave some out."""
+MAX_DOUBLES = 1 << 22
+"""Most logits that are compared at a time, in float64."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +69,20 @@ def measure(engine: Engine, means: Loadout, cases: Iterable[Case]) -> Divergence
     }
     blends |= {f"={name}": (plain, [float(one == name) for one in names]) for name in names}
     sums = dict.fromkeys(blends, 0.0)
+    vocabulary = engine.loadout.base.vocab_size or 1
     records = tokens = 0
     for record, example in cases:
-        learned = torch.tensor(example.learned[1:])
         ids = torch.tensor([example.tokens])
         engine.route(prompt_of(record))
-        routed = engine.logits(ids)[0, :-1].cpu()[learned]
-        with engine.alone() as model:
-            for name, blend in blends.items():
-                with _worn(model, blend) as run:
-                    sums[name] += float(kl(routed, run(ids)[0, :-1].cpu()[learned]).sum())
-        records, tokens = records + 1, tokens + int(learned.sum())
+        places = torch.tensor(example.learned[1:], dtype=torch.bool).nonzero().flatten()  # position t predicts t + 1
+        for part in torch.split(places, max(1, MAX_LOGITS // vocabulary)):
+            with engine.still():
+                routed = _logits(engine.model, ids, part)  # (n, V)
+            with engine.alone() as model:
+                for name, blend in blends.items():
+                    with _worn(model, blend):
+                        sums[name] += float(kl(routed, _logits(model, ids, part)).sum())
+        records, tokens = records + 1, tokens + len(places)
     found = {name: total / max(tokens, 1) for name, total in sums.items()}
     single = {name: found.pop(f"={name}") for name in names}
     return Divergence(records, tokens, found, single)
@@ -87,26 +98,44 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     Returns:
         KL(p || q) in nats, (T,), float64.
     """
-    first, second = torch.log_softmax(p.double(), dim=-1), torch.log_softmax(q.double(), dim=-1)
-    return (first.exp() * (first - second)).sum(-1)
+    rows, parts = max(1, MAX_DOUBLES // p.shape[-1]), []
+    for some, others in zip(torch.split(p, rows), torch.split(q, rows), strict=True):
+        first, second = torch.log_softmax(some.double(), dim=-1), torch.log_softmax(others.double(), dim=-1)  # (n, V)
+        parts.append((first.exp() * (first - second)).sum(-1))
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, ids: Tensor, places: Tensor) -> Tensor:
+    """Logits at some positions of a text, on the CPU.
+
+    Args:
+        model: With a blend on it, or bare.
+        ids: (1, T), int64.
+        places: (n,), int64.
+
+    Returns:
+        (n, V).
+    """
+    device = next(model.parameters()).device
+    words: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        logits: Tensor = model(**words, logits_to_keep=places.to(device)).logits[0]
+    else:
+        logits = model(**words).logits[0, places.to(device)]
+    return logits.cpu()
 
 
 @contextmanager
-def _worn(model: nn.Module, blend: tuple[Bank, list[float]] | None) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Put a blend onto the base for the length of a block. Yields what computes logits: (B, T) → (B, T, V)."""
-
-    @torch.inference_mode()
-    def run(ids: Tensor) -> Tensor:
-        logits: Tensor = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
-        return logits
-
+def _worn(model: nn.Module, blend: tuple[Bank, list[float]] | None) -> Iterator[None]:
+    """Put a blend onto the base for the length of a block."""
     if blend is None:
-        yield run
+        yield
         return
     bank, gates = blend
     bank.gates.set(gates)
     attach(model, bank.live)
     try:
-        yield run
+        yield
     finally:
         detach(model, bank.live)

@@ -120,7 +120,8 @@ def _is_less(gates: Gates, x: Tensor, members: Sequence[Member]) -> bool:
     d_in, size = x.shape[-1], x.element_size()
     count = x.numel() // d_in
     call_s = ONE_CALL_S if count == 1 else speed.call_s
-    shares = gates.shares(x)
+    with torch.no_grad():  # only counted, once, however often the module is computed
+        shares = gates.shares(x)
     dense = sparse = 0.0
     for member in members:
         width = d_in + member.d_out

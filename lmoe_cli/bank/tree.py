@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,3 +159,11 @@ def compute_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
     if isinstance(weight, Tensor) and weight.is_floating_point() and not is_packed(module):
         return weight.dtype
     return default
+
+
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of each layer that a fresh expert may change: linear ones but for the output head."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for name, module in model.named_modules():
+        if is_linear(module) and module is not head:
+            yield name, module

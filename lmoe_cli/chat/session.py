@@ -27,7 +27,6 @@ from lmoe_cli.errors import LmoeError, ResourceError, UsageError
 from lmoe_cli.findings import Finding
 from lmoe_cli.loadout.loadout import Loadout
 from lmoe_cli.loadout.recipe import Recipe
-from lmoe_cli.loadout.routers import WeightedRouter
 from lmoe_cli.loadout.write import moved, recipe_text, with_weights
 
 Message = dict[str, str]
@@ -240,7 +239,7 @@ class Session:
     def _recipe(self) -> Recipe:
         recipe = self.engine.loadout.recipe
         changes: dict[str, Any] = {"chat": self.chat}
-        if isinstance(recipe.router, WeightedRouter):
+        if "on_change" in type(recipe.router).model_fields:
             changes["router"] = recipe.router.model_copy(update={"on_change": ON_CHANGE[self.values.keep]})
         return with_weights(recipe.model_copy(update=changes), self.mixer.weights)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 TOO_LONG = ("truncate", "skip", "error")
 SPLITS = ("train", "valid", "test", "all")
+
+
+def _number(_: click.Context, option: click.Parameter, value: float) -> float:
+    """Refuse what is not a number, which is in every range of click's."""
+    if math.isnan(value):
+        raise click.BadParameter(f"{value} is not a number.", param=option)
+    return value
 
 
 @click.command("eval")
@@ -58,10 +66,20 @@ SPLITS = ("train", "valid", "test", "all")
     help="Also one LoRA of all experts' size, trained on this now.",
 )
 @click.option(
-    "--retrain-epochs", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True, help="Passes over it."
+    "--retrain-epochs",
+    type=click.FloatRange(0, 10_000, min_open=True),
+    callback=_number,
+    default=3.0,
+    show_default=True,
+    help="Passes over it.",
 )
 @click.option(
-    "--retrain-rate", type=click.FloatRange(0, 1, min_open=True), default=2e-4, show_default=True, help="Learning rate."
+    "--retrain-rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    callback=_number,
+    default=2e-4,
+    show_default=True,
+    help="Learning rate.",
 )
 @click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="An earlier --json of the same data.")
 @click.option("--max-regression", type=float, metavar="NATS", help="More loss per token than that exits with 1; 0.01.")
@@ -72,7 +90,13 @@ SPLITS = ("train", "valid", "test", "all")
 @click.option(
     "--resamples", type=click.IntRange(100, 100_000), default=1000, show_default=True, help="Draws of the bootstrap."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws and random experts.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 1 << 31, max_open=True),
+    default=0,
+    show_default=True,
+    help="Of draws, random experts and what is retrained.",
+)
 @click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page.")
 @params.force
 @placed
@@ -144,11 +168,9 @@ def evaluate(
         },
     }  # fmt: skip
     new = [Path(text) for text in retrain]
-    with control(new, judged, loadout, retrain_epochs, retrain_rate, seed, placing.device, out) as (
-        others,
-        data["retrained"],
-    ):
-        variants = plan(loadout, without=without, seed=None if no_random else seed, others=others)
+    with control(new, judged, loadout, retrain_epochs, retrain_rate, seed, placing, out) as made_anew:
+        data["retrained"] = made_anew.facts
+        variants = plan(loadout, without=without, seed=None if no_random else seed, others=made_anew.others)
         suites = _suites(tasks, include_path, variants)
         with bar(out, "fetching") as fetched:
             stage = open_stage(
@@ -162,7 +184,7 @@ def evaluate(
             data["tasks"] = suites.run(stage, variants, limit=limit, seed=seed, say=out.say)
     out.warn(told)
     regressions = _against(data, before, max_regression)
-    findings = [*checks, *told, *regressions]
+    findings = [*checks, *made_anew.findings, *told, *regressions]
     if page:
         write_file(page, made(data, findings).encode(), force=force)
         out.say(f"{page}: written")
@@ -242,7 +264,7 @@ def _judge(
         "chosen": oracle,
         "on": {domain.name: facts(domain) for domain in select} if select else "the same data",
     }
-    return [*remarks(domains), *about_seen(loadout, domains)]
+    return [*remarks(domains, loadout.recipe.router.scope), *about_seen(loadout, domains)]
 
 
 def _against(data: dict[str, Any], before: Baseline | None, most: float | None) -> list[Finding]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmoe_cli.cli.judged import Judged
 from lmoe_cli.cli.output import Output
+from lmoe_cli.cli.placing import Placing
 from lmoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from lmoe_cli.findings import Finding
     from lmoe_cli.loadout.loadout import Loadout
 
 NAME = "retrained"
@@ -35,6 +37,17 @@ def require_unseen(files: Sequence[Path], judged: Judged) -> None:
             raise UsageError("usage", message, hint=hint, where=str(path))
 
 
+class Control(NamedTuple):
+    """What was trained to compare with."""
+
+    others: Mapping[str, Loadout]
+    """`NAME` → a loadout of the base and this one expert."""
+    facts: Mapping[str, Any] | None
+    """What is known of it; None where nothing was trained."""
+    findings: Sequence[Finding]
+    """What was told meanwhile."""
+
+
 @contextmanager
 def control(
     files: Sequence[Path],
@@ -43,9 +56,9 @@ def control(
     epochs: float,
     rate: float,
     seed: int,
-    device: str | None,
+    placing: Placing,
     out: Output,
-) -> Iterator[tuple[dict[str, Loadout], dict[str, Any] | None]]:
+) -> Iterator[Control]:
     """Train one LoRA of the experts' total size into a folder that is gone after the block.
 
     Args:
@@ -55,18 +68,15 @@ def control(
         epochs: Passes over the files.
         rate: Learning rate, at its peak.
         seed: Of everything random.
-        device: Where to.
+        placing: Where to, the token for the Hub, and whether the base may run code of its own.
         out: Told how it goes.
-
-    Yields:
-        `NAME` → a loadout of the base and this one expert, and what is known of it.
     """
     if not files:
-        yield {}, None
+        yield Control({}, None, ())
         return
     require_unseen(files, judged)
     from lmoe_cli.cli.train import View
-    from lmoe_cli.evaluate.same_size import same_size
+    from lmoe_cli.evaluate.same_size import about_size, numbers_of, same_size
     from lmoe_cli.loadout.loadout import resolve
     from lmoe_cli.loadout.parse import read_recipe
     from lmoe_cli.loadout.write import moved
@@ -74,7 +84,7 @@ def control(
     from lmoe_cli.train.order import Order
     from lmoe_cli.train.training import train
 
-    size = same_size(loadout)
+    size = same_size(loadout, trust_remote_code=placing.trust_remote_code)
     with TemporaryDirectory(prefix="lmoe-") as temporary:
         folder = Path(temporary)
         expert = {"rank": size.rank, "targets": size.targets, "data": [str(path.resolve()) for path in files]}
@@ -87,14 +97,25 @@ def control(
                 "trainer": {"epochs": epochs, "learning_rate": rate, "seed": seed},
             }
         )
-        out.say(f"training one LoRA of rank {size.rank} on {', '.join(size.targets)}")
+        kinds = sorted({name.rpartition(".")[2] for name in size.targets})
+        out.say(f"training one LoRA of rank {size.rank} on {len(size.targets)} modules: {', '.join(kinds)}")
+        order = Order(
+            config,
+            folder,
+            folder / "out",
+            device=placing.device,
+            token=placing.token,
+            trust_remote_code=placing.trust_remote_code,
+        )
         with View(out, config.trainer.log_every) as view:
-            train(Order(config, folder, folder / "out", device=device), view.tell)
+            train(order, view.tell)
         recipe = folder / "out" / "recipe.yaml"
-        found = resolve(read_recipe(recipe), NAME, beside=recipe.parent)
-        numbers = sum(tensor.info.elements for one in found.experts for tensor in one.adapter.stored.values())
+        found = resolve(read_recipe(recipe), NAME, beside=recipe.parent, token=placing.token)
+        numbers = numbers_of(found.experts)
+        odd = about_size(size, numbers)
+        out.warn(odd)
         facts = {
             "files": [str(path) for path in files], "rank": size.rank, "targets": size.targets,
             "parameters": numbers, "parameters_of_experts": size.numbers, "epochs": epochs, "learning_rate": rate,
         }  # fmt: skip
-        yield {NAME: found}, facts
+        yield Control({NAME: found}, facts, [*view.warnings, *odd])

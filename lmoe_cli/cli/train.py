@@ -21,9 +21,17 @@ from lmoe_cli.findings import Finding, finding
 @click.option("--device", metavar="NAME", help="cpu, or the best there is when left out.")
 @params.force
 @params.token
+@params.trust_remote_code
 @params.output
 def train(
-    config: Path, folder: Path | None, resume: bool, device: str | None, force: bool, token: str | None, out: Output
+    config: Path,
+    folder: Path | None,
+    resume: bool,
+    device: str | None,
+    force: bool,
+    token: str | None,
+    trust_remote_code: bool,
+    out: Output,
 ) -> None:
     """Train experts, the gate between them, or both.
 
@@ -42,7 +50,10 @@ def train(
     from lmoe_cli.train.order import Order
     from lmoe_cli.train.training import train
 
-    order = Order(parsed, config.parent, target, resume=resume, force=force, device=device, token=token)
+    order = Order(
+        parsed, config.parent, target, resume=resume, force=force, device=device, token=token,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     with view:
         report = train(order, view.tell)
     if not is_first:

@@ -104,9 +104,11 @@ TRAIN = {
     "nothing-to-resume": error("No training was begun there.", "Leave `--resume` out."),
     "shard-alone": error("A base cannot be spread over a single process.", "Run it under torchrun."),
     "shard-quantized": error("A quantised base cannot be spread over processes.", "Leave `shard` out."),
+    "packing-leaks": error("On this base examples in one row would see each other.", "Leave `packing` out."),
+    "nothing-held-out": error("`patience` needs something to judge by.", "See `valid` and `fraction`."),
     "resume-differs": error("The config or the data changed since the training began.", "Put back what was changed."),
     "loss-not-finite": error(
-        "The loss became NaN or infinite. The last checkpoint is kept.", "A lower learning rate, then `--resume`."
+        "The loss became NaN or infinite. The last checkpoint is kept.", "A lower learning rate, and `--force`."
     ),
     "routing-collapsed": warning(
         "Nearly all tokens go to one expert.", "Raise `balance`, or train experts longer before the gate."
@@ -141,6 +143,11 @@ EVALUATE = {
     "data-cut": warning("Records were cut off at the limit, or left out.", "`--max-tokens` and `--too-long`."),
     "interval-missing": warning("One record tells nothing of others, so there is no interval.", "More records."),
     "eval-seen": warning("The recipe's gate was trained on what it is judged by.", "`--split valid`, or another file."),
+    "eval-unrouted": warning("A router that decides by prompts had no say in texts.", "Records with `messages`."),
+    "retrained-size": warning(
+        "One LoRA trained anew has more than 5 % more or fewer numbers than the experts together.",
+        "Mind it when you compare them: ranks are whole numbers, and it is trained on linear layers alone.",
+    ),
     "eval-regressed": error("The recipe's loss is higher than in the baseline.", "See which domain, and why."),
     "baseline-invalid": error("A baseline is not what `lmoe eval --json` printed.", "Write it again."),
     "baseline-differs": error("A baseline was judged by other data.", "The same data, or a new baseline."),

@@ -75,7 +75,7 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def empty_model(base: Base) -> nn.Module:
+def empty_model(base: Base, *, trust_remote_code: bool = False) -> nn.Module:
     """A model of a base's class without weights: its modules, and the shapes of their parameters.
 
     Raises:
@@ -83,12 +83,13 @@ def empty_model(base: Base) -> nn.Module:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = base.source.fetch(["config.json"])
+    code = [name for name in base.files if name.endswith(".py")] if trust_remote_code else []
+    folder = base.source.fetch(["config.json", *code])
     with quietly():
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
             with torch.device("meta"):
-                model: nn.Module = AutoModelForCausalLM.from_config(config)
+                model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         except Exception as error:  # as in `load_model`
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             message = f"{base.ref}: transformers cannot make a model of it: {reason}"

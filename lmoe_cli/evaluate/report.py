@@ -15,6 +15,7 @@ from lmoe_cli.evaluate.domains import Domain
 from lmoe_cli.evaluate.measure import Score, Scores
 from lmoe_cli.evaluate.variants import Variant
 from lmoe_cli.findings import Finding, finding
+from lmoe_cli.loadout.routers import Scope
 
 ORACLE = "oracle"
 RECIPE = "recipe"
@@ -91,8 +92,13 @@ def facts(domain: Domain) -> dict[str, Any]:
     }
 
 
-def remarks(domains: Sequence[Domain]) -> list[Finding]:
-    """What has to be known to read the numbers."""
+def remarks(domains: Sequence[Domain], scope: Scope) -> list[Finding]:
+    """What has to be known to read the numbers.
+
+    Args:
+        domains: What was judged by.
+        scope: What the recipe's router decides for.
+    """
     found = []
     for domain in domains:
         where = str(domain.path)
@@ -101,6 +107,10 @@ def remarks(domains: Sequence[Domain]) -> list[Finding]:
         if len(domain.cases) == 1:
             message = f"{domain.name}: one record tells nothing of others, so there is no interval"
             found.append(finding("interval-missing", where, message, "more records"))
+        texts = sum(not case.record.messages for case in domain.cases)
+        if texts and scope == "prompt":
+            message = f"{domain.name}: the router decides by prompts, and had no say in {texts} texts without one"
+            found.append(finding("eval-unrouted", where, message, "records with `messages`"))
     return found
 
 

@@ -1,16 +1,17 @@
 """A trained gate as it is stored: ``router.json`` and ``router.safetensors``, read without torch.
 
-    router.json            {"format": "lmoe.router/1", "type": "gate", "settings": {…}, "experts": {name: SHA-256},
+    router.json            {"format": "lmoe.router/1", "type": "gate", "settings": {…}, "experts": {name: hash},
                             "base": {"name", "fingerprint"}, "data": {file: SHA-256}, "metrics": {…}}
     router.safetensors     PLACE.weight (E, d) and PLACE.bias (E,), float32, rows in the order of "experts"; with a
                            zero expert one row more, the last
 
-It binds to experts by name and content, and to its base by the beginnings of its tensors.
+It binds to experts by name and content (see `weights_hash`), and to its base by the beginnings of its tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,7 +101,7 @@ class TrainedGate:
     source: Source
     settings: GateSettings
     experts: Mapping[str, str]
-    """Expert's name → SHA-256 of its weights, in the order of the gate's rows."""
+    """Expert's name → its `weights_hash`, in the order of the gate's rows."""
     base: str
     """Fingerprint of the base; see `fingerprint`."""
     base_name: str
@@ -185,13 +186,18 @@ def fingerprint(base: Base) -> str | None:
 
 
 def weights_hash(adapter: Adapter) -> str | None:
-    """SHA-256 of an adapter's weight file, or over those of all its shards; None while they are not here."""
+    """SHA-256 over an adapter's weights and what its config makes of them; None while they are not here.
+
+    Of the config counts what it comes to: which modules tensors belong to, their scalings, and how many experts are
+    stacked in them. Its layout, and keys that change no number, do not.
+    """
     names = sorted({tensor.file for tensor in adapter.stored.values()})
     paths = [adapter.weights.local(name) for name in names]
     found = [hashes.sha256(path) for path in paths if path]
     if not found or len(found) < len(names):
         return None
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+    parts = sorted((part.module, part.scaling, part.experts) for part in adapter.parts.values())
+    return hashlib.sha256(json.dumps([found, parts]).encode()).hexdigest()
 
 
 def about_gate(loadout: Loadout, gate: TrainedGate) -> Iterator[Finding]:

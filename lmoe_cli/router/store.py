@@ -32,7 +32,7 @@ def write_gate(
         folder: Where to.
         weights: Place → W_r (E, d) and b (E,), float32; one row more with a zero expert.
         settings: What it was trained with.
-        experts: Expert's name → SHA-256 of its weights, in the order of the rows.
+        experts: Expert's name → its `loadout.trained.weights_hash`, in the order of the rows.
         base: Name and fingerprint of the base.
         data: File → SHA-256 of what it was trained on.
         metrics: What came of the training.

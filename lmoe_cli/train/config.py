@@ -12,7 +12,7 @@ from lmoe_cli.errors import NotFoundError
 from lmoe_cli.files import read_bytes
 from lmoe_cli.loadout import text
 from lmoe_cli.loadout.parse import parse_as
-from lmoe_cli.loadout.recipe import ChatSettings, Entry, Name
+from lmoe_cli.loadout.recipe import ChatSettings, Entry, Name, SavedPolicy
 from lmoe_cli.loadout.trained import GateSettings
 
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -22,6 +22,8 @@ Factor = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)]
 
 LEAST_STRENGTH = 0.01
 """Weights that are next to nothing are left out of what is computed."""
+FRESH = ("rank", "alpha", "rslora", "targets", "init")
+"""What is said of fresh experts alone."""
 
 
 class Data(Entry):
@@ -39,6 +41,8 @@ class Data(Entry):
 
     @model_validator(mode="after")
     def _teaches(self) -> Data:
+        if self.valid is not None and self.fraction is not None:
+            raise ValueError("'valid' names what is held out, so a 'fraction' would not be")
         if abs(self.strength) < LEAST_STRENGTH:
             raise ValueError(f"an expert learns nothing at strength {self.strength:g}: at least {LEAST_STRENGTH:g}")
         return self
@@ -86,8 +90,18 @@ class TrainedExpert(Entry):
     )
     data: AnyData | None = Field(None, description="What it is trained on.")
     weight: float = Field(1.0, ge=-100, le=100, description="In the recipe that comes out.")
+    accept_base: list[str] = Field([], description="Bases that `adapter` may have been trained on, as in recipes.")
     description: str = Field("", max_length=2000, description="What it is for; goes into the recipe.")
     examples: list[str] = Field([], description="Prompts it is for; go into the recipe.")
+
+    @model_validator(mode="after")
+    def _is_fresh_or_not(self) -> TrainedExpert:
+        own = [name for name in FRESH if getattr(self, name) != type(self).model_fields[name].default]
+        if self.adapter is not None and own:
+            raise ValueError(f"this expert begins with {self.adapter}, and only a fresh one has: {', '.join(own)}")
+        if self.adapter is None and self.accept_base:
+            raise ValueError("accept_base is for an adapter, and this expert begins with none")
+        return self
 
 
 class GateEntry(GateSettings):
@@ -116,7 +130,9 @@ class Schedule(Entry):
     accumulate: int | None = Field(None, ge=1, le=65_536, description="Batches per step of the optimiser; 1.")
     clip: Factor | None = Field(None, description="Longest gradient; 0 does not clip. 1.")
     eval_every: int | None = Field(None, ge=1, description="Steps between evaluations; each epoch when left out.")
-    save_every: int | None = Field(None, ge=1, description="Steps between checkpoints; as evaluations.")
+    save_every: int | None = Field(
+        None, ge=1, description="Steps between checkpoints; as evaluations, which with `patience` follow this too."
+    )
     patience: int | None = Field(None, ge=1, description="Evaluations without improvement before a stage ends.")
 
 
@@ -147,6 +163,13 @@ class Stage(Schedule):
     balance: Factor = Field(0.01, description="Weight of the loss that keeps experts evenly used.")
     z: Factor = Field(0.001, description="Weight of the loss that keeps scores small.")
 
+    @model_validator(mode="after")
+    def _says_what_counts(self) -> Stage:
+        idle = ["together"] if self.train != "experts" else ["balance", "z"]
+        if own := [name for name in idle if getattr(self, name) != type(self).model_fields[name].default]:
+            raise ValueError(f"a stage that trains {self.train} has no: {', '.join(own)}")
+        return self
+
 
 class TrainConfig(Entry):
     """A base, experts to train on it, and the gate between them."""
@@ -158,6 +181,9 @@ class TrainConfig(Entry):
     experts: dict[Name, TrainedExpert] = Field(min_length=1, max_length=256)
     data: AnyData | None = Field(None, description="For gate and joint stages; that of all experts when left out.")
     gate: GateEntry | None = None
+    modules_to_save: SavedPolicy = Field(
+        "refuse", description="What to do when several adapters bring whole modules of their own, as in recipes."
+    )
     stages: list[Stage] = Field(min_length=1, max_length=100)
     trainer: Trainer = Trainer()
     chat: ChatSettings = ChatSettings()
@@ -180,6 +206,15 @@ class TrainConfig(Entry):
         kinds = [stage.train for stage in self.stages]
         if self.gate is None and {"gate", "joint"} & set(kinds):
             raise ValueError("a stage trains the gate, but 'gate' does not say which")
+        if self.gate is not None and not {"gate", "joint"} & set(kinds):
+            raise ValueError("there is a 'gate', but no stage that trains it")
+        for own in (settled(stage, self.trainer) for stage in self.stages):
+            every, save = own.eval_every or own.save_every, own.save_every
+            if own.patience and every and save and save % every:
+                raise ValueError(
+                    f"with 'patience' the best evaluation is kept: save_every ({save}) must be a multiple of "
+                    f"eval_every ({every})"
+                )
         bare = [name for name, expert in self.experts.items() if expert.data is None]
         if bare and "experts" in kinds:
             raise ValueError(f"a stage trains experts, but {', '.join(bare)} has no data")

@@ -15,18 +15,19 @@ import torch
 from torch import nn
 
 from lmoe_cli.adapter.write import Entry, lora_config, write_adapter
-from lmoe_cli.bank.tree import input_width, is_linear, is_transposed
+from lmoe_cli.bank.tree import input_width, is_transposed, linear_layers
 from lmoe_cli.checkpoint.raw import raw
 from lmoe_cli.checkpoint.writer import Shape
 from lmoe_cli.engine.base_model import empty_model
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.base import Base
+from lmoe_cli.source import Remote
 from lmoe_cli.train.config import TrainedExpert
 
 WORDS = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "fc1", "fc2", "block_sparse_moe")}
 
 
-def write_fresh(folder: Path, base: Base, expert: TrainedExpert, seed: int) -> None:
+def write_fresh(folder: Path, base: Base, expert: TrainedExpert, seed: int, *, trust_remote_code: bool = False) -> None:
     """Write a fresh expert as an adapter into an existing folder.
 
     Args:
@@ -34,15 +35,16 @@ def write_fresh(folder: Path, base: Base, expert: TrainedExpert, seed: int) -> N
         base: That it is for.
         expert: Its rank and targets.
         seed: Of A.
+        trust_remote_code: Let the base run code of its repository.
 
     Raises:
         UsageError: The base has no such modules.
     """
-    model = empty_model(base)
+    model = empty_model(base, trust_remote_code=trust_remote_code)
     chosen = dict(_chosen(model, expert))
     if not chosen:
         wanted = expert.targets if isinstance(expert.targets, str) else ", ".join(expert.targets)
-        known = sorted({name.rpartition(".")[2] for name, _ in _linear(model)})
+        known = sorted({name.rpartition(".")[2] for name, _ in linear_layers(model)})
         message = f"{base.ref}: no linear layer is meant by targets {wanted}"
         raise UsageError("targets-missing", message, hint=f"its layers: {', '.join(known)}")
     generator = torch.Generator().manual_seed(seed)
@@ -60,28 +62,24 @@ def write_fresh(folder: Path, base: Base, expert: TrainedExpert, seed: int) -> N
         entries.append(Entry(name, "lora_A", Shape("F32", tuple(a.shape)), raw(a)))
         entries.append(Entry(name, "lora_B", Shape("F32", tuple(b.shape)), raw(b)))
     config = lora_config(
-        base.ref,
+        base.source.repository.name if isinstance(base.source, Remote) else base.ref,
         dict.fromkeys(chosen, expert.rank),
         sorted({name.rpartition(".")[2] for name in chosen}),
         fan_in_fan_out=any(is_transposed(layer) for layer in chosen.values()),
     )
     config["lora_alpha"] = expert.alpha if expert.alpha is not None else 2 * expert.rank
     config["use_rslora"] = expert.rslora
-    if any(name.rpartition(".")[2] in config["target_modules"] and name not in chosen for name, _ in _linear(model)):
+    if base.source.revision:
+        config["revision"] = base.source.revision
+    others = [name for name, _ in linear_layers(model) if name not in chosen]
+    if any(name.rpartition(".")[2] in config["target_modules"] for name in others):
         config["target_modules"] = sorted(chosen)
     write_adapter(folder, config, entries)
 
 
-def _linear(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    for name, module in model.named_modules():
-        if is_linear(module) and module is not head:
-            yield name, module
-
-
 def _chosen(model: nn.Module, expert: TrainedExpert) -> Iterator[tuple[str, nn.Module]]:
     targets = expert.targets
-    for name, module in _linear(model):
+    for name, module in linear_layers(model):
         if isinstance(targets, list):
             if any(name == target or name.endswith(f".{target}") for target in targets):
                 yield name, module

@@ -14,7 +14,7 @@ Tell = Callable[[dict[str, Any]], None]
 COLLAPSED = 1.5
 """Effective number of experts under which routing has collapsed, where there are three or more."""
 SETTLED = 20
-"""Steps after which that is told."""
+"""Steps after which that is told, or at the end of a shorter run."""
 
 
 class Log:
@@ -61,19 +61,21 @@ class Log:
             files.append(self._path, line)
         self._watcher({"run": self._run, **event})
         self._last |= event
-        self._look_for_collapse(event)
+        if event["step"] >= SETTLED:
+            self._look_for_collapse()
 
-    def _look_for_collapse(self, event: Mapping[str, Any]) -> None:
+    def _look_for_collapse(self) -> None:
         count = len(self._experts)
-        used = event.get("effective", count)
-        if count >= 3 and used < COLLAPSED and event["step"] >= SETTLED and not self._has_warned:
+        used = self._last.get("effective", count)
+        if count >= 3 and used < COLLAPSED and not self._has_warned:
             self._has_warned = True
-            told = f"{used:.2f} of {count} experts are in use at step {event['step']}"
+            told = f"{used:.2f} of {count} experts are in use at step {self._last['step']}"
             advice = "raise 'balance', lower 'gate_learning_rate', or train experts longer before the gate"
             self._warn("routing-collapsed", f"routing has collapsed: {told}; {advice}")
 
     def summary(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         """What came of the run: the last step's numbers, and those of the final evaluation."""
+        self._look_for_collapse()
         known = ("step", "loss", "effective", "entropy", "load")
         found = {name: self._last[name] for name in known if name in self._last}
         if "load" in found:

@@ -22,9 +22,13 @@ from lmoe_cli.checkpoint.writer import Shape, ShardWriter
 from lmoe_cli.errors import LmoeError
 from lmoe_cli.train.config import Stage
 from lmoe_cli.train.rows import Rows
+from lmoe_cli.train.spool import IGNORED
 from lmoe_cli.train.trainee import Losses, Trainee
 
 WEIGHTS = "trained.safetensors"
+DIVERGED = "the last checkpoint is kept; to begin again: a lower learning rate, and --force"
+PARTS = {"experts": "factors.", "gate": "gates."}
+"""What has a learning rate of its own → how its parameters' names begin."""
 
 
 class NotFiniteError(LmoeError):
@@ -72,6 +76,7 @@ class Loop(Trainer):  # type: ignore[misc]
         self._trainee, self._rows, self._held_out, self._stage, self._rates = trainee, rows, held_out, stage, rates
         self._tell = tell
         self._pending: list[tuple[Losses, int]] = []
+        self._rates_now: dict[str, float] = {}
         self._judged: tuple[int, dict[str, float]] | None = None
         self._started = time.perf_counter()
 
@@ -99,8 +104,7 @@ class Loop(Trainer):  # type: ignore[misc]
 
     def _require_finite(self, when: str) -> None:
         if not all(bool(torch.isfinite(own).all()) for own in self._trainee.trained.values()):
-            hint = "the last checkpoint is kept: lower the learning rate, then --force to begin again"
-            raise NotFiniteError("loss-not-finite", f"what is trained holds NaN or infinity {when}", hint=hint)
+            raise NotFiniteError("loss-not-finite", f"what is trained holds NaN or infinity {when}", hint=DIVERGED)
 
     # -- the loss
 
@@ -110,7 +114,7 @@ class Loop(Trainer):  # type: ignore[misc]
         """The loss of one batch, scaled so that those of a step add up to the loss of all its tokens."""
         numbers = inputs.pop("numbers")
         losses: Losses = model(**inputs)
-        items = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"] != -100).sum()
+        items = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"] != IGNORED).sum()
         loss = losses.nats / items * self.args.world_size
         if losses.gate:
             extra = self._stage.balance * losses.gate.balance + self._stage.z * losses.gate.z
@@ -118,9 +122,9 @@ class Loop(Trainer):  # type: ignore[misc]
         if not torch.isfinite(loss):
             step = self.state.global_step + 1
             message = f"the loss is {float(loss)} at step {step}, in the batch of {self._rows.where(numbers)}"
-            hint = "the last checkpoint is kept: lower the learning rate, then --resume"
-            raise NotFiniteError("loss-not-finite", message, hint=hint)
-        self._pending.append((losses, int((inputs["labels"] != -100).sum())))
+            raise NotFiniteError("loss-not-finite", message, hint=DIVERGED)
+        self._pending.append((losses, int((inputs["labels"] != IGNORED).sum())))
+        self._rates_now = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         return (loss, losses) if return_outputs else loss
 
     def _save_checkpoint(self, *words: Any) -> None:
@@ -132,6 +136,14 @@ class Loop(Trainer):  # type: ignore[misc]
         """Tell of the step that is done before the next one begins."""
         self._flush()
         return super().get_batch_samples(*words)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Learned tokens of a step, when what processes repeat to have equally many rows at the end is forgotten."""
+        size = self.args.per_device_train_batch_size
+        rest = len(self._rows) % (size * self.args.world_size)
+        if rest and batch_samples and self.accelerator.gradient_state.end_of_dataloader:
+            batch_samples[-1]["labels"][max(rest - self.args.process_index * size, 0) :] = IGNORED
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def _flush(self) -> None:
         if not self._pending:
@@ -152,12 +164,14 @@ class Loop(Trainer):  # type: ignore[misc]
                     mean /= self.args.world_size
                 told[name] = float(mean)
             told["load"] = [round(one, 4) for one in torch.stack([gate.load for gate in gates]).mean(0).tolist()]
-        told["learning_rate"] = self.lr_scheduler.get_last_lr()[0] if self.lr_scheduler else None
+        names = {"experts": "learning_rate", "gate": "gate_learning_rate"}
+        told |= {names[part]: rate for part, rate in self._rates_now.items()}
         told["memory"] = _memory()
         self._pending.clear()
         self._started = now
         if self.args.report_to:  # what else is to be told, such as TensorBoard
-            self.log({name: value for name, value in told.items() if isinstance(value, float)})
+            loads = {f"load/{number}": load for number, load in enumerate(told.get("load", []))}
+            self.log({name: value for name, value in told.items() if name not in ("load", "step")} | loads)
         if self.is_world_process_zero():
             self._tell(told)
 
@@ -166,8 +180,8 @@ class Loop(Trainer):  # type: ignore[misc]
         if self.optimizer is None:
             named = self._trainee.trained
             groups = [
-                {"params": [own for name, own in named.items() if name.startswith(part)], "lr": rate}
-                for part, rate in zip(("factors.", "gates."), self._rates, strict=True)
+                {"params": [own for name, own in named.items() if name.startswith(begin)], "lr": rate, "name": part}
+                for (part, begin), rate in zip(PARTS.items(), self._rates, strict=True)
             ]
             self.optimizer = torch.optim.AdamW(
                 [group for group in groups if group["params"]], weight_decay=self.args.weight_decay
@@ -195,7 +209,7 @@ class Loop(Trainer):  # type: ignore[misc]
                     moved = {key: value.to(self.args.device) for key, value in batch.items() if key != "numbers"}
                     losses = self._trainee(**moved)
                     if mine:
-                        count = (batch["labels"] != -100).sum().double()
+                        count = (batch["labels"] != IGNORED).sum().double()
                         total += torch.stack([losses.nats.cpu().double(), count])
                 sums[name] = total
         if self.args.world_size > 1:

@@ -37,7 +37,8 @@ class GateLoss:
     entropy: Tensor
     """Mean over places and tokens of the entropy of softmax(z), in nats; detached."""
     effective: Tensor
-    """exp of the entropy of the mean over places and tokens: how many experts are in use; detached."""
+    """Mean over places of exp of the entropy of the mean over tokens of the gates as they act, made to sum to 1: how
+    many experts are in use; detached."""
 
 
 def gate_loss(scores: Sequence[Tensor], learned: Tensor, settings: GateSettings) -> GateLoss:
@@ -58,10 +59,10 @@ def gate_loss(scores: Sequence[Tensor], learned: Tensor, settings: GateSettings)
     balance = own.shape[-1] * (load * mine).sum(1).mean()
     z = ((torch.logsumexp(own, dim=-1) ** 2 * weight[..., 0]).sum(1) / count * _processes()).mean()
     with torch.no_grad():
-        mean = _all((shares * weight).sum(1)) / count
         entropy = _all((_entropy(shares) * weight[..., 0]).sum(1)) / count
-        total = mean.mean(0)
-        return GateLoss(balance, z, load.mean(0), entropy.mean(), _entropy(total / total.sum().clamp(min=1e-9)).exp())
+        used = _all((_acting(own, settings) * weight).sum(1))  # (places, E)
+        effective = _entropy(used / used.sum(-1, keepdim=True).clamp(min=1e-9)).exp()
+        return GateLoss(balance, z, load.mean(0), entropy.mean(), effective.mean())
 
 
 def _shares(scores: Tensor, settings: GateSettings) -> Tensor:
@@ -69,6 +70,15 @@ def _shares(scores: Tensor, settings: GateSettings) -> Tensor:
         return torch.softmax(scores, dim=-1)
     gates = torch.sigmoid(scores)
     return gates / gates.sum(-1, keepdim=True).clamp(min=1e-9)
+
+
+def _acting(scores: Tensor, settings: GateSettings) -> Tensor:
+    """Gates as they act, made to sum to 1: of those that choose, nothing for an expert that is not chosen."""
+    shares = _shares(scores, settings)
+    if settings.kept is None:
+        return shares
+    kept = shares * (_chosen(scores, settings) > 0)
+    return kept / kept.sum(-1, keepdim=True)
 
 
 def _chosen(scores: Tensor, settings: GateSettings) -> Tensor:

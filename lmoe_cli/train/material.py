@@ -105,6 +105,10 @@ def gather_material(
         mine = [source for source in sources if source.name == name]
         examples = _examples(mine, folder, encoder, trainer.seed, held_out=True)
         own = Spool(work / f"{name}.valid.tokens", examples)
+        named = [file for source in mine for file in source.data.valid_files]
+        if named and not len(own):
+            message = f"{', '.join(named)}: nothing that is held out"
+            raise InvalidFileError("data-empty", message, hint="see 'split' on its lines, and 'max_length'")
         if len(own):
             held_out[name] = Rows(own, range(len(own)), packs=trainer.packing, length=length, seed=trainer.seed)
     return Material(rows, held_out, told)

@@ -20,3 +20,4 @@ class Order:
     force: bool = False
     device: str | None = None
     token: str | None = None
+    trust_remote_code: bool = False

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lmoe_cli import __version__, files
-from lmoe_cli.adapter.adapter import STEM
+from lmoe_cli.adapter.adapter import STEM, read_adapter
 from lmoe_cli.adapter.config import CONFIG, MAX_CONFIG_BYTES
 from lmoe_cli.checkpoint.raw import raw
 from lmoe_cli.checkpoint.writer import Shape, ShardWriter
@@ -28,6 +28,8 @@ from lmoe_cli.train.stage import Assembly, Run
 from lmoe_cli.train.trainable import parts_at
 
 DONE = "done"
+KEPT = ("accept_base", "description", "examples")
+"""What the recipe says of an expert as the config does."""
 METRICS = "metrics.json"
 MAX_METRICS_BYTES = 16 << 20
 
@@ -151,15 +153,16 @@ def write_outcome(
                 adapter = f"./experts/{name}"
             else:
                 adapter = _whole_name(adapter, beside)
-            extra = {key: value for key in ("description", "examples") if (value := getattr(entry, key))}
+            extra = {key: value for key in KEPT if (value := getattr(entry, key))}
             experts[name] = {"adapter": adapter, "weight": entry.weight, **extra}
         router: dict[str, Any] = {"type": "weighted"}
         if left.gate:
-            _copy_gate(left.gate, folder / "router", data)
+            _copy_gate(left.gate, folder, data)
             router = {"type": "gate", "artefact": "./router"}
         base = _whole_name(config.base, beside)
         told = {"name": config.name, "description": config.description, "base": base, "experts": experts}
-        recipe = Recipe.model_validate({**told, "router": router, "chat": config.chat.model_dump()})
+        more = {"modules_to_save": config.modules_to_save, "chat": config.chat.model_dump()}
+        recipe = Recipe.model_validate({**told, "router": router, **more})
         log = b"".join(
             files.read_bytes(path, 1 << 32) for name in left.metrics if (path := work / name / "log.jsonl").is_file()
         )
@@ -187,12 +190,16 @@ def _copy(source: Path, target: Path) -> None:
         files.copy_file(path, target / path.name)
 
 
-def _copy_gate(source: Path, target: Path, data: Mapping[str, str]) -> None:
-    """Copy a gate, and write down what it was trained on."""
+def _copy_gate(source: Path, out: Path, data: Mapping[str, str]) -> None:
+    """Copy a gate, and write down what it was trained on, and the experts as a later stage may have left them."""
     gate = read_gate(Folder(str(source), source))
+    target = out / "router"
     files.make_folder(target)
     files.copy_file(source / f"{ROUTER_STEM}.safetensors", target / f"{ROUTER_STEM}.safetensors")
     config = json.loads(files.read_bytes(source / ROUTER_CONFIG, MAX_CONFIG_BYTES))
+    for name in config["experts"]:
+        if (expert := out / "experts" / name).is_dir():
+            config["experts"][name] = weights_hash(read_adapter(Folder(str(expert), expert)))
     config["data"] = dict(data)
     config["metrics"] = dict(gate.metrics)
     files.write_file(target / ROUTER_CONFIG, json.dumps(config, indent=2).encode() + b"\n")

@@ -64,7 +64,13 @@ class Assembly:
 
 
 def assemble(
-    loadout: Loadout, run: Run, config: TrainConfig, device: torch.device, trained: TrainedGate | None
+    loadout: Loadout,
+    run: Run,
+    config: TrainConfig,
+    device: torch.device,
+    trained: TrainedGate | None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Assembly:
     """Load the base and put the run's experts and gate onto it.
 
@@ -74,6 +80,7 @@ def assemble(
         config: Of the whole training.
         device: Where.
         trained: The gate of an earlier stage.
+        trust_remote_code: Let the base run code of its repository.
 
     Raises:
         UsageError: The experts are of a kind that is not trained, or the base of one that is not spread.
@@ -90,7 +97,8 @@ def assemble(
         hint = "leave 'shard' out, or train on the base as it was before"
         raise UsageError("shard-quantized", message, hint=hint, where=loadout.base.ref)
     loadout.fetch()
-    model = load_model(loadout.base, dtype=dtype, device=torch.device("cpu") if shards else device)
+    place = torch.device("cpu") if shards else device
+    model = load_model(loadout.base, dtype=dtype, device=place, trust_remote_code=trust_remote_code)
     if shards:
         shard(model, device)
     entry = config.gate
@@ -182,7 +190,7 @@ def arguments(run: Run, config: TrainConfig, folder: Path, *, steps: int, held_o
         device: ``cpu`` keeps it from a GPU.
 
     Raises:
-        UsageError: TensorBoard is asked for and not installed.
+        UsageError: TensorBoard is asked for and not installed, or patience, and nothing is held out.
     """
     from transformers import TrainingArguments
 
@@ -190,14 +198,18 @@ def arguments(run: Run, config: TrainConfig, folder: Path, *, steps: int, held_o
     if trainer.tensorboard and find_spec("tensorboard") is None:
         message = "'tensorboard' is asked for, which is not installed"
         raise UsageError("extra-missing", message, hint="pip install 'lmoe-cli[tensorboard]'")
-    every = schedule.eval_every or schedule.save_every
-    when: dict[str, Any] = {"save_strategy": "epoch", "eval_strategy": "epoch" if held_out else "no"}
-    if every:
-        when = {"save_strategy": "steps", "save_steps": schedule.save_every or every}
-        when |= {"eval_strategy": "steps" if held_out else "no", "eval_steps": every}
-    if schedule.patience and held_out:
-        when |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
-        when["save_steps"] = every or 500
+    judges, saves = schedule.eval_every, schedule.save_every or schedule.eval_every
+    when: dict[str, Any] = {}
+    if schedule.patience:
+        if not held_out:
+            message = f"{run.name}: 'patience' is asked for, and no data is held out to judge by"
+            raise UsageError("nothing-held-out", message, hint="see 'valid' and 'fraction'")
+        judges = judges or saves
+        when = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    when |= {"save_strategy": "steps", "save_steps": saves} if saves else {"save_strategy": "epoch"}
+    when |= {"eval_strategy": "steps", "eval_steps": judges} if judges else {"eval_strategy": "epoch"}
+    if not held_out:
+        when["eval_strategy"] = "no"
     total = schedule.steps or max(1, round((schedule.epochs or 1) * steps))
     with quietly():
         made = TrainingArguments(

@@ -22,7 +22,7 @@ from lmoe_cli.engine.generate import context_of
 from lmoe_cli.errors import ResourceError, UsageError
 from lmoe_cli.loadout.base import read_base
 from lmoe_cli.loadout.loadout import Loadout, resolve
-from lmoe_cli.loadout.recipe import Recipe
+from lmoe_cli.loadout.recipe import Recipe, Take
 from lmoe_cli.loadout.trained import read_gate
 from lmoe_cli.source import Source, open_source
 from lmoe_cli.train.checkpoints import last_whole
@@ -32,6 +32,7 @@ from lmoe_cli.train.loop import Loop
 from lmoe_cli.train.material import gather_material, hashes_of, sources_of
 from lmoe_cli.train.order import Order
 from lmoe_cli.train.outcome import DONE, Left, write_outcome, write_results
+from lmoe_cli.train.packing import require_apart
 from lmoe_cli.train.stage import Run, arguments, assemble, callbacks_of, runs_of
 from lmoe_cli.train.state import begin, pinned
 
@@ -100,7 +101,8 @@ def _write_fresh(order: Order, work: Path) -> None:
     for number, (name, expert) in enumerate(config.experts.items()):
         if expert.adapter is None and not (work / FRESH / name).exists():
             with files.new_folder(work / FRESH / name) as folder:
-                write_fresh(folder, base, expert, config.trainer.seed * 1009 + number)
+                seed = config.trainer.seed * 1009 + number
+                write_fresh(folder, base, expert, seed, trust_remote_code=order.trust_remote_code)
 
 
 def _run(order: Order, work: Path, run: Run, left: Left, tell: Tell, processes: Any) -> None:
@@ -108,11 +110,13 @@ def _run(order: Order, work: Path, run: Run, left: Left, tell: Tell, processes: 
     folder, config = work / run.name, order.config
     loadout = _loadout(order, run, left)
     with quietly(), _spools(folder, processes.process_index) as spools:
-        assembly = assemble(
-            loadout, run, config, processes.device, read_gate(_folder(left.gate)) if left.gate else None
-        )
+        gate = read_gate(_folder(left.gate)) if left.gate else None
+        trusts = order.trust_remote_code
+        assembly = assemble(loadout, run, config, processes.device, gate, trust_remote_code=trusts)
+        if config.trainer.packing:
+            require_apart(assembly.model, loadout.base.ref, processes.device)
         limits = (context_of(assembly.model.config), _vocabulary(assembly.model))
-        tokenizer = load_tokenizer(loadout.base)
+        tokenizer = load_tokenizer(loadout.base, trust_remote_code=trusts)
         material = gather_material(
             sources_of(config, run.experts, is_for_experts=run.stage.train == "experts"),
             config,
@@ -153,10 +157,15 @@ def _run(order: Order, work: Path, run: Run, left: Left, tell: Tell, processes: 
 
 
 def _loadout(order: Order, run: Run, left: Left) -> Loadout:
-    experts = {name: {"adapter": left.adapters[name]} for name in run.experts}
-    recipe = Recipe.model_validate({"base": order.config.base, "experts": experts})
+    config = order.config
+    experts = {
+        name: {"adapter": left.adapters[name], "accept_base": config.experts[name].accept_base} for name in run.experts
+    }
+    policy = config.modules_to_save
+    saved = {} if isinstance(policy, Take) and policy.take not in experts else {"modules_to_save": policy}
+    recipe = Recipe.model_validate({"base": config.base, "experts": experts, **saved})
     loadout = resolve(recipe, "the training config", beside=order.folder, token=order.token)
-    require(loadout)
+    require(loadout, trust_remote_code=order.trust_remote_code)
     return loadout
 
 

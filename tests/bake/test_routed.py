@@ -12,8 +12,10 @@ from click.testing import CliRunner
 from laws.cases import assert_close
 from router.made import NAMES, loadout_of, logits_by_hand, places_of, save_gate, settings
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lmoe_cli
+from lmoe_cli.bake import divergence
 from lmoe_cli.bake.divergence import kl, measure
 from lmoe_cli.bake.model import bake_model
 from lmoe_cli.bake.routed import measure as mean_gates
@@ -249,6 +251,50 @@ def test_kl_of_two_coins():
     expected = 0.5 * torch.tensor(2.0).log() + 0.5 * torch.tensor(0.5 / 0.75).log()
     torch.testing.assert_close(kl(p, q)[0].float(), expected)
     assert kl(p, p + 3.0).abs().max() < 1e-9
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements of any float64 tensor that is computed."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **kwargs or {})
+        if isinstance(found, torch.Tensor) and found.dtype == torch.float64 and func is not torch.ops.aten.cat.default:
+            self.elements = max(self.elements, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("rows", [0.5, 1, 3, 4, 100])
+def test_kl_is_computed_in_parts_of_bounded_size_and_is_the_same(monkeypatch, rows):
+    torch.manual_seed(0)
+    p, q = torch.randn(10, 50) * 3, torch.randn(10, 50) * 3
+    first, second = torch.log_softmax(p.double(), -1), torch.log_softmax(q.double(), -1)
+    monkeypatch.setattr(divergence, "MAX_DOUBLES", int(rows * 50))
+    with Largest() as largest:
+        found = kl(p, q)
+    torch.testing.assert_close(found, (first.exp() * (first - second)).sum(-1), rtol=1e-12, atol=1e-12)
+    assert largest.elements == min(max(rows // 1, 1), 10) * 50
+    assert kl(p[:0], q[:0]).shape == (0,)
+
+
+def test_a_long_record_is_compared_in_parts_and_loses_the_same(monkeypatch, data):
+    engine = start(loadout({"type": "arrow"}), device="cpu", dtype="float32")
+    fixed = with_means(engine, mean_gates(engine, cases(engine, data, "train")).gates)
+    held_out = cases(engine, data, "valid")[:1]
+    whole = measure(engine, fixed, held_out)
+    sizes = []
+    engine.model.register_forward_hook(lambda module, words, output: sizes.append(tuple(output.logits.shape[1:])))
+    monkeypatch.setattr(divergence, "MAX_LOGITS", 3 * engine.loadout.base.vocab_size)
+    parts = measure(engine, fixed, held_out)
+    assert max(rows for rows, _ in sizes) == 3 < whole.tokens
+    assert {vocabulary for _, vocabulary in sizes} == {engine.loadout.base.vocab_size}
+    assert (parts.records, parts.tokens) == (1, whole.tokens)
+    assert parts.nats == pytest.approx(whole.nats, rel=1e-4)
+    assert parts.single == pytest.approx(whole.single, rel=1e-4)
+    forward = engine.model.forward  # some architectures compute the logits of every position
+    monkeypatch.setattr(engine.model, "forward", lambda input_ids, use_cache: forward(input_ids, use_cache=use_cache))
+    assert measure(engine, fixed, held_out).nats == pytest.approx(whole.nats, rel=1e-4)
 
 
 # -- the command

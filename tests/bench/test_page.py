@@ -8,10 +8,27 @@ import threading
 import pytest
 
 from benchmarks import page, process, results, speed, table
+from benchmarks.experiment import telling
 
 
 def test_the_committed_page_is_what_the_committed_numbers_make():
     assert page.PATH.read_text() == page.page(results.load())
+
+
+def test_the_experiment_tells_an_interval_per_domain_and_overall_of_all_that_was_compared():
+    found = results.load()["experiment"]["found"]
+    lines = telling.text(found).splitlines()
+    for name, own in found["variants"].items():
+        said = telling.NAMES.get(name, name)
+        for other in own["eval"]["variants"]:
+            if other["name"] == "recipe" or name == telling.ALONE:
+                continue
+            start = f"| {said} | {telling.OTHERS[other['name']]} less it |"
+            (line,) = [line for line in lines if line.startswith(start)]
+            for values in (*other["domains"].values(), other["mean"]):
+                less = values["difference"]["nats_per_token"]
+                assert f"{less['value']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]" in line
+    assert f"No intervals were kept of: {telling.NAMES[telling.ALONE]}." in lines
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from chat.fakes import refuse
 from lmoe_cli.bake.model import bake_model
 from lmoe_cli.chat.events import Answer, Heading
 from lmoe_cli.chat.session import Exchange, Outside, Session
-from lmoe_cli.engine.build import load
+from lmoe_cli.engine.build import load, start
+from lmoe_cli.loadout.loadout import resolve
+from lmoe_cli.loadout.parse import read_recipe
 from lmoe_cli.loadout.recipe import Recipe
 
 BEFORE = {"warrior": 1.0, "mage": 0.0, "healer": 0.3}
@@ -144,6 +146,19 @@ def test_a_saved_recipe_answers_as_the_session_did_wherever_it_lies(talk, engine
     for place in (tmp_path / "elsewhere" / "my.yaml", tmp_path / "my.yaml"):
         talk.save(place)
         assert load(place, device="cpu").generate("Who are you?") == expected
+
+
+@pytest.mark.parametrize("router", ["weighted", "encoder"])
+def test_what_a_change_of_weights_does_to_the_cache_is_saved(tinymage, tmp_path, router):
+    told = read_recipe(tinymage).model_dump(exclude_none=True, exclude_defaults=True)
+    told["router"] = {"type": router}
+    for name, entry in told["experts"].items():
+        entry["description"] = f"the {name}"
+    talk = Session(start(resolve(Recipe(**told), "a test", beside=tinymage.parent)), Outside(refuse, refuse))
+    for number, value in enumerate(("keep", "recompute")):
+        talk.set("on_change", value)
+        talk.save(place := tmp_path / f"{number}.yaml")
+        assert read_recipe(place).router.on_change == value
 
 
 def test_what_is_baked_answers_as_the_session_did(tinymage, tmp_path):

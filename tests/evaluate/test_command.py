@@ -6,11 +6,19 @@ import json
 import shutil
 from html.parser import HTMLParser
 
+import click
 import pytest
+import tiny
 from commands import lmoe
 from data.made import said, written
+from peft import LoraConfig, get_peft_model
 
 from evaluate.made import TALKS, adapter, spoken_base
+from lmoe_cli.cli.evaluate import evaluate
+from lmoe_cli.evaluate import same_size
+from lmoe_cli.loadout.loadout import resolve
+from lmoe_cli.train import training
+from lmoe_cli.train.config import TrainConfig
 
 NUMBERS = {"nats_per_token", "bits_per_byte", "exact_match"}
 
@@ -207,3 +215,90 @@ def test_one_adapter_of_the_same_size_is_trained_on_what_is_not_judged(place):
     base = data["variants"][0]["domains"]["split"]["nats_per_token"]
     assert last["domains"]["split"]["nats_per_token"] != base
     assert not list(place.glob("*.work"))
+
+
+@pytest.mark.parametrize("most", [4, 2])
+def test_it_is_trained_where_the_experts_act_and_another_size_is_told(place, tmp_path, monkeypatch, most):
+    words = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1], "init_lora_weights": False}
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", **words)
+    get_peft_model(tiny.load(place / "base"), config).save_pretrained(tmp_path / "upper")
+    monkeypatch.setattr(same_size, "MAX_RANK", most)
+    data, findings = told(
+        "--base", "base", "--expert", f"upper={tmp_path / 'upper'}", "--data", "split.jsonl", "--no-random",
+        "--retrain", "split.jsonl", "--retrain-epochs", "0.1", cwd=place,
+    )  # fmt: skip
+    trained = data["retrained"]
+    assert trained["targets"] == ["model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_proj"]
+    assert trained["rank"] == most
+    assert trained["parameters"] == trained["parameters_of_experts"] * most / 4
+    assert [item["code"] for item in findings] == ([] if most == 4 else ["retrained-size"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--retrain-epochs", "20000"), ("--seed", "3000000000"), ("--retrain-epochs", "nan"), ("--retrain-rate", "nan")],
+)
+def test_what_cannot_be_trained_with_is_refused_as_an_argument(place, option, value):
+    words = ("mix.yaml", "--data", "split.jsonl", "--retrain", "split.jsonl", option, value)
+    data, findings = told(*words, cwd=place, code=2)
+    assert (data, [item["code"] for item in findings]) == (None, ["usage"])
+    assert option in findings[0]["message"]
+
+
+def test_all_that_the_options_take_can_be_trained_with():
+    most = {option.name: option.type for option in evaluate.params if isinstance(option, click.Option)}
+    TrainConfig.model_validate(
+        {
+            "base": "base",
+            "experts": {"one": {"rank": same_size.MAX_RANK, "data": "data.jsonl"}},
+            "stages": [{"train": "experts"}],
+            "trainer": {
+                "epochs": most["retrain_epochs"].max,
+                "learning_rate": most["retrain_rate"].max,
+                "seed": most["seed"].max - 1,
+            },
+        }
+    )
+
+
+def test_the_token_and_the_trust_in_the_base_s_code_are_for_the_retraining_too(place, monkeypatch):
+    tokens = []
+
+    def trains(order, tell):
+        tokens.append(order.token)
+        assert order.trust_remote_code
+        order.out.mkdir()
+        (order.out / "recipe.yaml").write_text(
+            f"base: {place / 'base'}\nexperts:\n  retrained: {{adapter: {place / 'one'}}}\n"
+        )
+
+    def resolves(*words, **settings):
+        tokens.append(settings["token"])
+        return resolve(*words, **settings)
+
+    monkeypatch.setattr(training, "train", trains)
+    monkeypatch.setattr("lmoe_cli.loadout.loadout.resolve", resolves)
+    words = (
+        "--data",
+        "split.jsonl",
+        "--retrain",
+        "split.jsonl",
+        "--no-random",
+        "--token",
+        "hf_x",
+        "--trust-remote-code",
+    )
+    told("alone.yaml", *words, cwd=place)
+    assert tokens == ["hf_x"] * 3
+
+
+def test_texts_that_a_router_of_prompts_does_not_read_are_told(place):
+    recipe = (place / "mix.yaml").read_text().replace("weight: 0.5", "weight: 0.5, examples: [hi]")
+    recipe = recipe.replace("weight: -0.3", "weight: -0.3, examples: [one]") + "router: {type: encoder}\n"
+    (place / "by-prompt.yaml").write_text(recipe)
+    words = ("--data", "one.jsonl", "--data", "other.jsonl", "--no-random")
+    _, findings = told("by-prompt.yaml", *words, cwd=place)
+    unrouted = [item for item in findings if item["code"] == "eval-unrouted"]
+    assert [item["message"].partition(":")[0] for item in unrouted] == ["other"]
+    assert "1 texts" in unrouted[0]["message"]
+    assert "eval-unrouted" not in [item["code"] for item in told("mix.yaml", *words, cwd=place)[1]]

@@ -200,6 +200,41 @@ def test_other_experts_are_refused(tmp_path):
         start(other, dtype="float32")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora_alpha": 400}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 1}}],
+    ids=lambda told: next(iter(told)),
+)
+def test_an_expert_that_acts_otherwise_by_its_config_is_refused(tmp_path, changes):
+    assert codes(with_config(tmp_path, **changes)) == {"router-expert-changed"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora_alpha": 6.0},
+        {"alpha_pattern": {"no_such_module": 1}},
+        {"base_model_name_or_path": "org/moved", "inference_mode": False, "revision": "main"},
+    ],
+    ids=lambda told: "-".join(told) or "layout",
+)
+def test_what_a_config_says_without_changing_a_number_does_not_count(tmp_path, changes):
+    assert "router-expert-changed" not in codes(with_config(tmp_path, **changes))
+
+
+def with_config(tmp_path, **changes):
+    """A gated loadout, one of whose experts has a config with other values, in another layout."""
+    loadout, _ = gated(tmp_path, {"activation": "softmax"})
+    folder = tmp_path / "one"
+    shutil.copytree(loadout.experts[1].adapter.source.path, folder)
+    path = folder / "adapter_config.json"
+    told = json.loads(path.read_text())
+    assert told["lora_alpha"] == 6
+    path.write_text(json.dumps(dict(reversed([*(told | changes).items()]))))
+    return loadout_of(loadout.recipe.router.model_dump(exclude_none=True), one={"adapter": str(folder)})
+
+
 def test_another_base_is_refused(tmp_path):
     loadout, _ = gated(tmp_path, {"activation": "softmax"})
     tiny.save_base("llama", tmp_path / "base", seed=5)

@@ -12,9 +12,10 @@ import tiny_tokenizer
 from laws.cases import case
 from train.made import config, run, write_data
 
-from lmoe_cli.errors import LmoeError
+from lmoe_cli.errors import LmoeError, UsageError
 from lmoe_cli.findings import RefusedError
-from lmoe_cli.train.config import read_config
+from lmoe_cli.train.config import TrainConfig, read_config
+from lmoe_cli.train.log import Log
 
 EXPERTS = [{"train": "experts", "steps": 2}]
 
@@ -153,6 +154,19 @@ def test_targets_that_the_base_does_not_have_are_refused(tmp_path):
             "d stands twice",
         ),
         ("base: x\nexperts: {a: {data: []}}\nstages: [{train: experts}]\n", "at least 1 item"),
+        ("base: x\nexperts: {a: {data: {train: d, valid: v, fraction: 0.1}}}\nstages: [{train: experts}]\n", "'valid'"),
+        ("base: x\nexperts: {a: {data: d, adapter: b, rank: 4}}\nstages: [{train: experts}]\n", "fresh one has: rank"),
+        ("base: x\nexperts: {a: {data: d, accept_base: [b]}}\nstages: [{train: experts}]\n", "begins with none"),
+        ("base: x\nexperts: {a: {data: d}}\ngate: {}\nstages: [{train: experts}]\n", "no stage that trains it"),
+        ("base: x\nexperts: {a: {data: d}}\nstages: [{train: experts, z: 1}]\n", "trains experts has no: z"),
+        (
+            "base: x\nexperts: {a: {data: d}}\ngate: {}\nstages: [{train: experts}, {train: gate, together: true}]\n",
+            "trains gate has no: together",
+        ),
+        (
+            "base: x\nexperts: {a: {data: d}}\nstages: [{train: experts, patience: 1, eval_every: 6, save_every: 2}]\n",
+            "a multiple of eval_every (6)",
+        ),
         ("[1]\n", "not a training config"),
     ],
 )  # fmt: skip
@@ -167,10 +181,41 @@ def test_a_config_that_cannot_be_is_told_with_its_line(tmp_path, text, message):
     assert caught.value.exit_code == 2
 
 
-def test_a_collapse_is_told(tmp_path):
-    """A gate that is pushed towards one expert: the balance loss is off, and its bias is large from the start."""
-    from lmoe_cli.train.log import Log
+def test_what_judges_must_be_there(tmp_path):
+    write_data(tmp_path / "none.jsonl", "sums", valid=0)
+    stages = [{"train": "experts", "steps": 1}]
+    made = config(tmp_path, stages, experts=("sums",)).model_dump()
+    for data, trainer, code in (
+        ({"train": "none.jsonl"}, {"patience": 1}, "nothing-held-out"),
+        ({"train": "none.jsonl", "valid": "test.jsonl"}, {}, "data-empty"),
+    ):
+        write_data(tmp_path / "test.jsonl", "sums", count=2, valid=0, split="test")
+        made["experts"]["sums"]["data"] = data
+        with pytest.raises(LmoeError) as caught:
+            run(TrainConfig.model_validate(made | {"trainer": trainer}), tmp_path, force=True)
+        assert caught.value.code == code
 
+
+def test_examples_are_not_packed_on_a_base_that_would_mix_them(tmp_path):
+    """OPT counts its positions by itself. See `test_packing_…` for one that keeps examples apart."""
+    stages = [{"train": "experts", "steps": 1}]
+    made = config(tmp_path, stages, experts=("sums",), arch="opt", trainer={"packing": True})
+    with pytest.raises(UsageError) as caught:
+        run(made, tmp_path)
+    assert caught.value.code == "packing-leaks"
+
+
+def test_a_gate_that_sends_all_to_one_expert_has_collapsed(tmp_path):
+    """With equal scores a hard gate takes the first expert, however even its softmax is; the run has one step."""
+    begun = run(config(tmp_path, [{"train": "experts", "steps": 1, "together": True}]), tmp_path, "begun")
+    stages = [{"train": "gate", "steps": 1, "balance": 0}]
+    told = []
+    run(config(tmp_path, stages, gate={"activation": "hard1"}, earlier=begun), tmp_path, tell=told.append)
+    assert [event["code"] for event in told if "warning" in event] == ["routing-collapsed"]
+    assert next(event for event in told if "load" in event)["load"] == [1, 0, 0]
+
+
+def test_a_collapse_is_told_once_and_not_before_a_run_has_settled(tmp_path):
     told = []
     log = Log(tmp_path / "log.jsonl", told.append, "a run", after=0, experts=("a", "b", "c"))
     for step, effective in ((5, 1.1), (25, 2.2), (30, 1.4), (31, 1.3)):

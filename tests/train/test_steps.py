@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
+import yaml
+from commands import lmoe
 from safetensors.torch import load_file
-from train.made import config, run, write_data
+from train.made import base, config, run, write_data
 
 from lmoe_cli.bank import shared
 from lmoe_cli.errors import LmoeError, UsageError
+from lmoe_cli.findings import RefusedError
+from lmoe_cli.train.config import TrainConfig
 from lmoe_cli.train.loop import Loop, NotFiniteError
 
 EXPERTS = [{"train": "experts", "steps": 2, "together": True}]
@@ -35,6 +40,44 @@ def test_every_step_is_logged_also_where_nothing_is_held_out(tmp_path):
     out = run(config(tmp_path, [{"train": "experts", "steps": 1}], experts=("sums",)), tmp_path)
     assert [line["step"] for line in logged(out)] == [1]
     assert json.loads((out / "train-report.json").read_text())["runs"]["stage-1-experts-sums"]["step"] == 1
+
+
+def test_rates_are_those_that_a_step_was_made_with(tmp_path):
+    stages = [EXPERTS[0], {"train": "joint", "steps": 2, "learning_rate": 0.25, "gate_learning_rate": 0.5}]
+    made = config(tmp_path, stages, gate=GATE, trainer={"schedule": "linear", "warmup": 0})
+    lines = logged(run(made, tmp_path))
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.01, 0.005, 0.25, 0.125])
+    assert [line.get("gate_learning_rate") for line in lines] == [None, None, 0.5, 0.25]
+
+
+def test_checkpoints_may_be_more_frequent_than_evaluations(tmp_path):
+    told = []
+    stages = [{"train": "experts", "epochs": 1, "save_every": 1}]
+    run(config(tmp_path, stages, experts=("sums",)), tmp_path, tell=told.append)
+    assert len([event for event in told if "loss" in event]) == 5
+    assert len([event for event in told if "eval" in event]) == 1
+
+
+def test_experts_may_be_trained_after_their_gate(tmp_path):
+    out = run(config(tmp_path, [*EXPERTS, {"train": "gate", "steps": 1}, *EXPERTS], gate=GATE), tmp_path)
+    done = lmoe("check", out / "recipe.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_adapter_of_another_base_is_trained_on_where_it_is_accepted(tmp_path):
+    first = run(config(tmp_path, EXPERTS[:1], experts=("sums",)), tmp_path, "first")
+    shutil.copytree(base(), tmp_path / "base")
+    named = {tmp_path / "base" / "config.json": {"_name_or_path": "acme/base"}}
+    named[first / "experts" / "sums" / "adapter_config.json"] = {"base_model_name_or_path": "acme/other"}
+    for path, change in named.items():
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    made = config(tmp_path, EXPERTS[:1], experts=("sums",), earlier=first).model_dump()
+    made["base"] = str(tmp_path / "base")
+    with pytest.raises(RefusedError):
+        run(TrainConfig.model_validate(made), tmp_path)
+    made["experts"]["sums"]["accept_base"] = ["acme/other"]
+    out = run(TrainConfig.model_validate(made), tmp_path, force=True)
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["experts"]["sums"]["accept_base"] == ["acme/other"]
 
 
 def test_data_for_all_is_for_gates_and_not_for_experts(tmp_path):
@@ -103,3 +146,30 @@ def test_state_that_was_damaged_is_told(tmp_path):
     with pytest.raises(LmoeError) as caught:
         run(config(tmp_path, EXPERTS), tmp_path, resume=True)
     assert caught.value.code == "resume-differs"
+
+
+OWN = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class Config(LlamaConfig):
+    model_type = "own"
+
+
+class Model(LlamaForCausalLM):
+    config_class = Config
+"""
+
+
+def test_a_base_with_code_of_its_own_is_trained_where_that_is_trusted(tmp_path):
+    shutil.copytree(base(), tmp_path / "base")
+    (tmp_path / "base" / "own.py").write_text(OWN)
+    path = tmp_path / "base" / "config.json"
+    told = json.loads(path.read_text()) | {
+        "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    }
+    path.write_text(json.dumps(told | {"model_type": "own"}))
+    made = config(tmp_path, EXPERTS[:1], experts=("sums",)).model_copy(update={"base": str(tmp_path / "base")})
+    with pytest.raises(LmoeError):
+        run(made, tmp_path)
+    run(made, tmp_path, trust_remote_code=True, force=True)

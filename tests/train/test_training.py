@@ -129,7 +129,7 @@ def test_data_of_several_strengths_are_parts_of_one_loss(tmp_path):
     write_data(tmp_path / "more.jsonl", "words")
     parts = [{"train": "sums.jsonl"}, {"train": ["more.jsonl"], "strength": 0.5}]
     made = config(tmp_path, [{"train": "experts", "steps": 1, "batch_size": 100}], experts=("sums",)).model_dump()
-    made["experts"]["sums"] |= {"adapter": str(begun / "experts" / "sums"), "data": parts}
+    made["experts"]["sums"] = {"adapter": str(begun / "experts" / "sums"), "data": parts}
     told: list = []
     seen = batches_of(TrainConfig.model_validate(made), tmp_path, "sums", 1, told.append)
     due, count = 0.0, 0
@@ -201,11 +201,14 @@ def plain_joint(loadout_out, activation, batch):
                 f"{place}.bias"
             ]
             seen[place] = scores
-            if activation == "softmax":
-                gates = torch.softmax(scores, -1)
-            else:
+            gates = torch.softmax(scores, -1)
+            if activation == "sigmoid":
+                gates = torch.sigmoid(scores)
+            elif activation == "topk":
                 kept = scores >= scores.topk(2, -1).values[..., -1:]
                 gates = torch.softmax(scores.masked_fill(~kept, -torch.inf), -1)
+            elif activation == "hard1":
+                gates = gates + (torch.eye(3)[scores.argmax(-1)] - gates).detach()
             for number, name in enumerate(loadout.recipe.experts):
                 a = leaves[name, f"base_model.model.{module}.lora_A.weight"]
                 b = leaves[name, f"base_model.model.{module}.lora_B.weight"]
@@ -221,6 +224,8 @@ def plain_joint(loadout_out, activation, batch):
     for scores in seen.values():
         own = scores[learned]
         shares = torch.softmax(own, -1)
+        if activation == "sigmoid":
+            shares = torch.sigmoid(own) / torch.sigmoid(own).sum(-1, keepdim=True)
         kept = own >= own.topk(2 if activation == "topk" else 1, -1).values[:, -1:]
         load_ = (kept.double() / kept.sum(-1, keepdim=True)).mean(0)
         aux.append(0.3 * 3 * (load_ * shares.mean(0)).sum() + 0.2 * (torch.logsumexp(own, -1) ** 2).mean())
@@ -232,7 +237,7 @@ def plain_joint(loadout_out, activation, batch):
     }
 
 
-@pytest.mark.parametrize("activation", ["softmax", "topk"])
+@pytest.mark.parametrize("activation", ["softmax", "topk", "sigmoid", "hard1"])
 def test_gradients_of_a_joint_step_are_those_of_a_plain_loop_over_experts(tmp_path, activation):
     """Read off the first step of plain gradient descent."""
     gate = {"activation": activation, "init": "arrow"}
@@ -257,8 +262,8 @@ def test_gradients_of_a_joint_step_are_those_of_a_plain_loop_over_experts(tmp_pa
 
     assemble = training.assemble
 
-    def with_the_gate(loadout, run_, config_, device, trained):
-        assembly = assemble(loadout, run_, config_, device, read(open_source(str(begun / "router"))))
+    def with_the_gate(loadout, run_, config_, device, trained, **words):
+        assembly = assemble(loadout, run_, config_, device, read(open_source(str(begun / "router"))), **words)
         found["assembly"] = assembly
         return assembly
 
@@ -289,6 +294,20 @@ def test_gradients_of_a_joint_step_are_those_of_a_plain_loop_over_experts(tmp_pa
                     torch.testing.assert_close(own.double(), expected, rtol=1e-3, atol=1e-5)
                     compared += 1
     assert compared > 90
+
+
+@pytest.mark.parametrize("activation", ["softmax", "topk", "sigmoid", "hard1"])
+@pytest.mark.parametrize("share", ["block", "model"])
+def test_recomputing_changes_nothing_of_a_gate_either(tmp_path, share, activation):
+    gate = {"activation": activation, "share": share, "init": "arrow"}
+    stages = [EXPERTS[0], {"train": "joint", "steps": 1, "balance": 0.3}]
+    plain, other = [], []
+    run(config(tmp_path, stages, gate=gate), tmp_path, "plain", plain.append)
+    run(config(tmp_path, stages, gate=gate, trainer={"checkpointing": True}), tmp_path, "other", other.append)
+    assert losses(other) == pytest.approx(losses(plain), rel=1e-5)
+    found, due = (load_file(tmp_path / out / "router" / "router.safetensors") for out in ("other", "plain"))
+    for key, tensor in due.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("words", [{"packing": True}, {"checkpointing": True}, {"accumulate": 2, "batch_size": 4}])
