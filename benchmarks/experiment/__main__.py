@@ -14,6 +14,7 @@ import torch
 from benchmarks import page, results
 from benchmarks.experiment import judging, variants
 from benchmarks.experiment.base import read_conversations, train_base
+from benchmarks.experiment.telling import ALONE
 from lmoe_cli.bench.machine import machine
 
 DOMAINS = ("math", "code", "sql", "cli", "shakespeare", "general")
@@ -49,7 +50,7 @@ def measure(data: Path = DATA, folder: Path | None = None) -> dict[str, Any]:
         "encoder": variants.write_recipe(place, "encoder", DOMAINS, {"type": "encoder"}),
         "arrow": variants.write_recipe(place, "arrow", DOMAINS, {"type": "arrow", "top_k": 2}),
     }
-    trained["one LoRA"] = variants.train_one(place, DOMAINS, EPOCHS["one"])
+    trained[ALONE] = variants.train_one(place, DOMAINS, EPOCHS["one"])
     say("one LoRA of the same size")
     for kind in variants.GATES:
         trained[f"gate, {kind}"] = variants.train_gate(place, DOMAINS, kind, "gate", EPOCHS["gate"])
@@ -61,9 +62,11 @@ def measure(data: Path = DATA, folder: Path | None = None) -> dict[str, Any]:
     say("fitted")
     for name, recipe in recipes.items():
         told = judging.evaluate(recipe, place, DOMAINS)
+        if name != ALONE:
+            told["variants"].append(judging.beside(recipe, recipes[ALONE], ALONE, place, DOMAINS))
         own: dict[str, Any] = {"eval": told}
         if name in ("encoder", "arrow") or name.startswith(("gate", "joint")):
-            own["agreement"] = judging.agreement(recipe, place, DOMAINS)
+            own |= judging.routing(recipe, place, DOMAINS)
         if name in trained:
             own["training"] = {key: trained[name][1][key] for key in ("runs", "seconds")}
         found["variants"][name] = own

@@ -12,14 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import lmoe_cli
 from benchmarks.experiment.base import read_conversations
+from lmoe_cli.cli.judged import Judged
+from lmoe_cli.engine.engine import Engine
+from lmoe_cli.evaluate.measure import measure
+from lmoe_cli.evaluate.report import report
+from lmoe_cli.evaluate.variants import open_stage, plan
+from lmoe_cli.loadout.loadout import resolve
+from lmoe_cli.loadout.parse import read_recipe
 from lmoe_cli.router.prompt import PromptRouter
 from lmoe_cli.router.token import TokenRouter
 
+KEPT = ("base", "recipe", "uniform", "random", "oracle")
+"""What is kept of an evaluation: not each expert alone, on each domain."""
 RECORDS = 12
-"""Conversations per domain that agreement is measured on."""
+"""Conversations per domain that routing is looked at on."""
 TURNS, TOKENS = 5, 48
 """Answers that speed is measured by, and their length."""
 
@@ -33,28 +43,52 @@ def evaluate(recipe: Path, folder: Path, domains: Sequence[str]) -> dict[str, An
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     found: dict[str, Any] = json.loads(done.stdout)["data"]
-    return found
+    return {"variants": [row for row in found["variants"] if row["name"] in KEPT]}
 
 
-def agreement(recipe: Path, folder: Path, domains: Sequence[str]) -> dict[str, float]:
-    """Share of the held-out tokens, over places, at which a domain's own expert has the largest gate."""
+def beside(recipe: Path, other: Path, name: str, folder: Path, domains: Sequence[str]) -> dict[str, Any]:
+    """Loss of another recipe on the same base and the same held-out records, and how much less the first one's is."""
+    first, second = (resolve(read_recipe(path), str(path), beside=path.parent) for path in (recipe, other))
+    variants = [one for one in plan(first, seed=None, others={name: second}) if one.name in ("recipe", name)]
+    stage = open_stage(variants, device="cpu")
+    files = {domain: folder / "data" / f"{domain}.jsonl" for domain in domains}
+    judged = Judged(files, {}, split="valid", limit=None, max_tokens=None, too_long="truncate").read(stage, files)
+    return report(variants, judged, measure(stage, variants, judged), {})[-1]
+
+
+def routing(recipe: Path, folder: Path, domains: Sequence[str]) -> dict[str, Any]:
+    """What a router does with held-out text.
+
+    Returns:
+        ``agreement``, domain → share of its tokens, over places, at which its own expert has the largest gate; and
+        ``in_use``, the mean over places of exp of the entropy of the mean gates over all of them, made to sum to 1.
+    """
     engine = lmoe_cli.load(recipe, device="cpu")
     names = [expert.name for expert in engine.loadout.experts]
-    found = {}
+    agreed, sums = {}, dict[str, Tensor]()
     for domain in domains:
         hits, count = 0.0, 0
         for messages in read_conversations(folder / f"data/{domain}.jsonl", "valid", RECORDS):
-            if isinstance(engine.router, TokenRouter):
-                tokens = engine.tokenizer.apply_chat_template(messages)["input_ids"][: engine.context]
-                with engine.router.watched() as seen:
-                    engine.logits(torch.tensor([tokens]))
-                best = torch.cat([gates.flatten(0, -2).argmax(-1) for one in seen.values() for gates in one])
-            elif isinstance(engine.router, PromptRouter):
-                best = engine.router.route(messages[:-1]).argmax()[None]
-            hits += float((best == names.index(domain)).sum())
-            count += best.numel()
-        found[domain] = hits / count
-    return found
+            for place, gates in _gates(engine, messages).items():
+                hits += float((gates.argmax(-1) == names.index(domain)).sum())
+                count += len(gates)
+                sums[place] = sums.get(place, 0) + (gates / gates.sum(-1, keepdim=True).clamp(min=1e-9)).sum(0)
+        agreed[domain] = hits / count
+    shares = torch.stack(list(sums.values()))
+    shares /= shares.sum(-1, keepdim=True)
+    used = torch.special.entr(shares).sum(-1).exp().mean()
+    return {"agreement": agreed, "in_use": float(used)}
+
+
+def _gates(engine: Engine, messages: list[dict[str, str]]) -> dict[str, Tensor]:
+    """Place → gates of the tokens of a conversation, (N, E), or of its prompt, (1, E)."""
+    if isinstance(engine.router, PromptRouter):
+        return {"prompt": engine.router.route(messages[:-1])[None].float()}
+    assert isinstance(engine.router, TokenRouter), "no other router decides anything"
+    tokens = engine.tokenizer.apply_chat_template(messages)["input_ids"][: engine.context]
+    with engine.router.watched() as seen:
+        engine.logits(torch.tensor([tokens]))
+    return {place: torch.cat([gates.flatten(0, -2) for gates in one]).float() for place, one in seen.items()}
 
 
 def speeds(recipes: Mapping[str, Path]) -> dict[str, float]:

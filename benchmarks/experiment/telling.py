@@ -13,10 +13,12 @@ NAMES = {
     "one LoRA": "one LoRA of the same size, retrained",
     "fitted": "fixed weights, fitted",
 }
-OTHERS = {"base": "base", "uniform": "uniform", "random": "random experts", "oracle": "best single"}
-"""Variant of an evaluation → its name where it is compared with the evaluation's recipe."""
 ALONE = "one LoRA"
 """Is its own uniform blend and its own best expert."""
+OTHERS = {
+    "uniform": "uniform", "random": "random experts", "oracle": "best single", ALONE: "one LoRA"
+}  # fmt: skip
+"""Variant of an evaluation → its name where it is compared with the evaluation's recipe."""
 
 
 def text(found: dict[str, Any]) -> str:
@@ -34,12 +36,11 @@ def text(found: dict[str, Any]) -> str:
         if name == "static":
             continue
         mine = next(row for row in own["eval"]["variants"] if row["name"] == "recipe")
-        used = [run["effective"] for run in own.get("training", {}).get("runs", {}).values() if "effective" in run]
-        agrees = own.get("agreement")
+        used, agrees = own.get("in_use"), own.get("agreement")
         cells.append(
             (
                 NAMES.get(name, name), *_losses(mine, domains),
-                f"{used[-1]:.2f}" if used else "",
+                f"{used:.2f}" if used else "",
                 f"{sum(agrees.values()) / len(agrees):.0%}" if agrees else "",
                 f"{found['tokens_per_s'][name]:.0f}",
             )
