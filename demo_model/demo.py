@@ -20,7 +20,6 @@ from demo_model.tables import CLASSES, Tables, read_tables
 from demo_model.tokens import encode, train_tokenizer
 from demo_model.train import Schedule, fit
 
-THREADS = 2
 """Threads of every product; another number gives other roundings, and so other bytes."""
 
 BASE_SCHEDULE = Schedule(learning_rate=6e-3, matrix_rate=3e-3)
@@ -43,6 +42,8 @@ class Settings:
     """Held-out scenes in the matrix."""
     prompts: int = 100
     """Held-out prompts in the table of blends."""
+    threads: int = 2
+    """Of torch; another number sums in another order."""
 
 
 QUICK = Settings(
@@ -52,6 +53,7 @@ QUICK = Settings(
     own=24,
     scenes=4,
     prompts=2,
+    threads=1,
 )
 """Seconds instead of minutes, and no good as a model."""
 
@@ -82,7 +84,7 @@ def make_demo(settings: Settings, say: Callable[[str], None], kept: Path | None 
     Returns:
         The demo, not yet judged.
     """
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True)
     seed = settings.seed
     tables = read_tables()

@@ -1,7 +1,7 @@
 """The numbers of a run as a page of the documentation."""
 
 from demo_model.blends import TEMPERATURE
-from demo_model.demo import THREADS, Demo, Settings
+from demo_model.demo import Demo, Settings
 from demo_model.evaluate import LEAST_GAIN
 from demo_model.model import ADAPTERS
 from demo_model.tables import CLASSES, VOICES
@@ -30,7 +30,7 @@ then trained on the frozen base:
 
 {adapters}
 
-Together the files take {size_bytes / 1e6:.1f} MB. Seed {settings.seed}, {THREADS} threads.
+Together the files take {size_bytes / 1e6:.1f} MB. Seed {settings.seed}, {settings.threads} threads.
 
 ## Who predicts whose answers
 

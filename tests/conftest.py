@@ -26,7 +26,17 @@ CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 
 
 def pytest_collection_finish() -> None:
-    """Take what has been imported out of every later search for garbage: that takes half a second else."""
+    _freeze()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or nextitem.path != item.path:
+        _freeze()
+
+
+def _freeze() -> None:
+    """Take what is there, such as imported modules, out of every later search for garbage, which takes half a second
+    else; torch's compiler and Trainer ask for one each time."""
     gc.collect()
     gc.freeze()
 

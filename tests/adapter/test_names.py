@@ -72,11 +72,11 @@ def test_layers_are_counted_as_people_count():
 
 
 def test_a_name_of_megabytes_takes_little_time():
-    with within(500):
+    with within(150):
         for name in (
-            ".lora_A" * 300_000,
-            "x." * 1_000_000 + "weight",
-            "a" * 4_000_000,
-            f"{Q}.lora_A." + "a" * 4_000_000,
+            ".lora_A" * 100_000,
+            "x." * 300_000 + "weight",
+            "a" * 1_000_000,
+            f"{Q}.lora_A." + "a" * 1_000_000,
         ):
             place(name)

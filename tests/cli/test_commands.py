@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
 import pytest
@@ -18,6 +20,7 @@ from laws.cases import case
 
 from lmoe_cli.cli import params
 from lmoe_cli.cli.bake import METHODS
+from lmoe_cli.cli.root import run
 from lmoe_cli.loadout.recipe import Dtype, Method
 
 ENVELOPE = {"schema", "ok", "data", "findings"}
@@ -30,6 +33,15 @@ def document(done, command, code=0):
     assert found["schema"] == f"lmoe.{command}/1"
     assert found["ok"] is (code == 0)
     return found
+
+
+def all_of(terminal):
+    """What is written to a terminal until its other side is closed."""
+    seen = b""
+    with contextlib.suppress(OSError):  # which is how that is told
+        while piece := os.read(terminal, 4096):
+            seen += piece
+    return seen
 
 
 @pytest.fixture
@@ -148,19 +160,21 @@ def test_a_weight_that_is_not_finite_names_its_tensor(place):
     assert not (place / "out").exists()
 
 
-def test_the_bar_is_gone_before_a_comparison_is_told(place):
+def test_the_bar_is_gone_before_a_comparison_is_told(place, monkeypatch):
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "lmoe_cli", "bake", "mix.yaml", "--out", "out", "--verify"]
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.Popen(words, cwd=place, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=env)
-    os.close(theirs)
-    seen = b""
-    try:
-        while piece := os.read(ours, 4096):
-            seen += piece
-    except OSError:  # how a terminal ends whose other side is closed
-        pass
-    assert done.wait() == 0, seen
+    monkeypatch.chdir(place)
+    for name, value in {"TERM": "xterm", "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(all_of, ours)
+        with open(theirs, "w") as terminal, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", terminal)
+            patch.setattr(sys, "stderr", terminal)
+            code = run(["bake", "mix.yaml", "--out", "out", "--verify"])
+        seen = reading.result(60)
+    assert code == 0, seen
     before, after = seen.split(b"comparing with the live blend", 1)
     assert before.endswith(b"\x1b[2K")  # the line was cleared
     assert b"baking" in before

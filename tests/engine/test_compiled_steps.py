@@ -18,11 +18,11 @@ from lmoe_cli.errors import UsageError
 
 @pytest.fixture
 def compilations(monkeypatch):
-    """How often something was compiled, with all but the making of machine code."""
+    """How often something was compiled, as far as to a graph of torch's operators; machine code has a test below."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     yield lambda: counter.frame_count
     torch._dynamo.reset()

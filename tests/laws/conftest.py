@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from coarse import coarsen
 
 from laws import cases
 from lmoe_cli.bank import bank, product, shared
@@ -77,10 +78,11 @@ def path(request, monkeypatch):
     if request.param == "fused":
         if find_spec("triton") is None:
             pytest.skip("Triton is not installed")
+        coarsen(monkeypatch)
         monkeypatch.setattr(launch, "is_available", lambda _: True)
     if request.param == "compiled":
         torch._dynamo.reset()
-        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
         monkeypatch.setattr(Engine, "logits", by_compiled_steps)
         monkeypatch.setattr(Engine, "key_values", compiled_key_values)
     return request.param
