@@ -23,7 +23,7 @@ def fresh():
 @pytest.mark.parametrize("variant", ["dora", "patterns", "saved"])
 def test_a_compiled_blend_is_one_graph_that_computes_the_live_blend(variant):
     engine = case("qwen3", variant).engine(MIXED)
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(engine.model, backend=counter, fullgraph=True, dynamic=False)
     with torch.inference_mode():
         for weights in (MIXED, {"one": -0.3, "two": 1.2}, {"one": 0.0, "two": 1.0}, {"one": 2.0, "two": 0.0}):
@@ -69,7 +69,7 @@ def test_compiled_code_calls_the_kernels_that_were_chosen(monkeypatch, dtype, pr
     loadout = case("qwen3", "lora").loadout(MIXED)
     engine = start(loadout, device="cpu", dtype=dtype)
     token = tiny.tokens(1, 1)
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(engine.model, backend=counter, fullgraph=True, dynamic=False)
     monkeypatch.setattr(bank, "choose_products", lambda _: Products())
     plain = start(loadout, device="cpu", dtype=dtype)

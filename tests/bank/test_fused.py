@@ -31,7 +31,8 @@ batches = pytest.mark.parametrize(
     ("shape", "batch", "dtype"),
     [
         *(("plain", batch, dtype) for batch in (1, 7) for dtype in DTYPES),
-        *((shape, 1, dtype) for shape in GROUPS for dtype in (torch.float32, torch.bfloat16) if shape != "plain"),
+        *((shape, 1, torch.bfloat16) for shape in GROUPS if shape != "plain"),
+        ("alone", 1, torch.float32),
         ("plain", 32, torch.bfloat16),
     ],
 )
@@ -98,7 +99,7 @@ def test_a_number_that_no_expert_has_adds_nothing_and_a_number_twice_adds_twice(
     group.assert_is_formula(grouped(x, group.weights, group.biases, group.factors, chosen), x, full)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_any_group_is_the_formula(data):
     members, experts = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))

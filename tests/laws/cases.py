@@ -89,25 +89,36 @@ def mixed(arch: str, variant: str, path: str) -> torch.Tensor:
 
 
 @functools.cache
+def _in_peft(base: Path, adapter: Path) -> torch.nn.Module:
+    return tiny.peft_on(fresh(base), adapter)
+
+
+@functools.cache
 def alone(arch: str, variant: str) -> torch.Tensor:
     """Logits of one expert in PEFT."""
     own = case(arch, variant)
     with torch.no_grad():
-        return tiny.peft_on(fresh(own.base), own.one)(tiny.tokens()).logits
+        return _in_peft(own.base, own.one)(tiny.tokens()).logits
+
+
+@functools.cache
+def _merged(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    """Weights of a base with an adapter merged into it by PEFT, which nothing else is asked of afterwards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _in_peft(base, adapter).merge_and_unload().state_dict()
 
 
 @functools.cache
 def summed(arch: str, variant: str) -> torch.Tensor:
     """Logits of the base plus what PEFT merges for each expert of the blend, times its weight."""
+    alone(arch, variant)  # before it is merged
     own = case(arch, variant)
     blended = fresh(own.base)
     before = {name: tensor.double() for name, tensor in blended.state_dict().items()}
     total = {name: tensor.clone() for name, tensor in before.items()}
     for folder, weight in ((own.one, MIXED["one"]), (own.two, MIXED["two"])):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            merged = tiny.peft_on(fresh(own.base), folder).merge_and_unload().state_dict()
-        for name, tensor in merged.items():
+        for name, tensor in _merged(own.base, folder).items():
             total[name] += weight * (tensor.double() - before[name])
     blended.load_state_dict({name: tensor.float() for name, tensor in total.items()})
     with torch.no_grad():
