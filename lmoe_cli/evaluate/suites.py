@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from lmoe_cli.engine.base_model import quietly
 from lmoe_cli.errors import NotFoundError, UsageError
 from lmoe_cli.evaluate.variants import Stage, Variant
+
+COUNTS = ("sample_len",)
+"""What lm-eval puts among a task's metrics and is none."""
 
 
 class Suites:
@@ -31,6 +35,7 @@ class Suites:
         except ImportError as error:
             message = "--task needs lm-eval, which is not installed"
             raise UsageError("extra-missing", message, hint="pip install 'lmoe-cli[eval]'") from error
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of models that are loaded already, each time
         self._evaluate: Any = lm_eval.simple_evaluate
         self._wrap: Any = HFLM
         self._manager = TaskManager(include_path=str(include) if include else None)
@@ -98,5 +103,5 @@ def _numbers(results: dict[str, Any]) -> dict[str, float]:
     return {
         key.removesuffix(",none").replace(",none", ""): float(value)
         for key, value in results.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int | float) and not isinstance(value, bool) and key not in COUNTS
     }

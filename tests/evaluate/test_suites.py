@@ -47,7 +47,11 @@ def fake(monkeypatch):
     def simple_evaluate(model, tasks, **words):
         asked.append((model.words, words))
         sums = float(next(m.gates.values.sum() for m in model.words["pretrained"].modules() if hasattr(m, "gates")))
-        return {"results": {task: {"acc,none": sums, "acc_stderr,none": 0.1, "alias": task} for task in tasks}}
+        return {
+            "results": {
+                task: {"acc,none": sums, "acc_stderr,none": 0.1, "sample_len": 3, "alias": task} for task in tasks
+            }
+        }
 
     top, models, tasks = (types.ModuleType(name) for name in ("lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks"))
     top.simple_evaluate, models.HFLM, tasks.TaskManager = simple_evaluate, Model, Manager
