@@ -8,10 +8,10 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lmoe_cli.errors import AccessError, InvalidFileError, LmoeError, NotFoundError, ResourceError
+from lmoe_cli.errors import AccessError, InvalidFileError, LmoeError, NotFoundError, ResourceError, UsageError
 
 FULL = {
     errno.ENOSPC: "the disk is full",
@@ -95,3 +95,20 @@ def _is_running(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def refuse_input(out: Path, read: Mapping[str, Path | None]) -> None:
+    """Refuse to replace what is read from, or a folder around it.
+
+    Args:
+        out: To be written.
+        read: How messages name it → file or folder on this machine, if it is on it.
+
+    Raises:
+        UsageError: ``out`` is, or holds, one of these.
+    """
+    here = out.absolute().resolve()
+    for name, path in read.items():
+        if path and here in (path.resolve(), *path.resolve().parents):
+            hint = "choose another --out"
+            raise UsageError("output-is-input", f"{out}: {name} is read from there", hint=hint, where=str(out))

@@ -61,7 +61,7 @@ def measure(engine: Engine, means: Loadout, cases: Iterable[Case]) -> Divergence
     names = engine.bank.names
     with engine.alone() as model:
         dtype = next(model.parameters()).dtype
-        plain, own = build_bank(model, engine.loadout.live, dtype), build_bank(model, means.live, dtype)
+        plain, own = build_bank(model, engine.loadout.published, dtype), build_bank(model, means.live, dtype)
     blends: dict[str, tuple[Bank, list[float]] | None] = {
         MEANS: (own, [expert.weight for expert in means.experts]),
         UNIFORM: (plain, [1 / len(names)] * len(names)),

@@ -18,7 +18,7 @@ from lmoe_cli.bake.rows import Advance
 from lmoe_cli.bake.unit import has_matrix_unit
 from lmoe_cli.bake.write import Written, write_model
 from lmoe_cli.checkpoint.index import INDEX_SUFFIX
-from lmoe_cli.errors import UsageError
+from lmoe_cli.disk import refuse_input
 from lmoe_cli.loadout.about_router import require_fixed
 from lmoe_cli.loadout.base import STEM
 from lmoe_cli.loadout.loadout import Loadout
@@ -129,15 +129,7 @@ def refuse_out(loadout: Loadout, out: Path, *, force: bool) -> None:
     Raises:
         UsageError: That would be so, or ``out`` exists and may not be replaced.
     """
-    here = out.absolute().resolve()
-    sources = (loadout.base.source, *(expert.adapter.source for expert in loadout.experts))
-    for source in sources:
-        path = source.path.resolve() if source.path else None
-        if path and (here == path or here in path.parents):
-            hint = "choose an --out that is no folder of the loadout"
-            raise UsageError(
-                "output-is-input", f"{out}: the loadout's {source.ref} is there", hint=hint, where=str(out)
-            )
+    refuse_input(out, loadout.places)
     files.refuse_existing(out, force=force)
 
 

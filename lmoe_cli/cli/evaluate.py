@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +25,6 @@ if TYPE_CHECKING:
 
 TOO_LONG = ("truncate", "skip", "error")
 SPLITS = ("train", "valid", "test", "all")
-
-
-def _number(_: click.Context, option: click.Parameter, value: float) -> float:
-    """Refuse what is not a number, which is in every range of click's."""
-    if math.isnan(value):
-        raise click.BadParameter(f"{value} is not a number.", param=option)
-    return value
 
 
 @click.command("eval")
@@ -68,7 +60,7 @@ def _number(_: click.Context, option: click.Parameter, value: float) -> float:
 @click.option(
     "--retrain-epochs",
     type=click.FloatRange(0, 10_000, min_open=True),
-    callback=_number,
+    callback=params.number,
     default=3.0,
     show_default=True,
     help="Passes over it.",
@@ -76,7 +68,7 @@ def _number(_: click.Context, option: click.Parameter, value: float) -> float:
 @click.option(
     "--retrain-rate",
     type=click.FloatRange(0, 1, min_open=True),
-    callback=_number,
+    callback=params.number,
     default=2e-4,
     show_default=True,
     help="Learning rate.",

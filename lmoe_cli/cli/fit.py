@@ -37,6 +37,7 @@ LIMIT = 1000
 @click.option(
     "--rate",
     type=click.FloatRange(0, 10, min_open=True),
+    callback=params.number,
     default=0.05,
     show_default=True,
     help="About the first step's length.",
@@ -44,6 +45,7 @@ LIMIT = 1000
 @click.option(
     "--held-out",
     type=click.FloatRange(0, 1, max_open=True),
+    callback=params.number,
     default=0.1,
     show_default=True,
     help="Share kept to judge by, where lines have no `split`.",
@@ -54,7 +56,13 @@ LIMIT = 1000
 @click.option(
     "--max-tokens", type=click.IntRange(2), metavar="N", help=f"Most of a record; {MAX_TOKENS}, or what the base holds."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is kept, and of the order.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 1 << 31, max_open=True),
+    default=0,
+    show_default=True,
+    help="Of what is kept, and of the order.",
+)
 @params.force
 @placed
 @params.blend
@@ -100,10 +108,10 @@ def fit(
     from lmoe_cli.evaluate.fit import fit as find
     from lmoe_cli.evaluate.fitted import about_fit, judged, losses, read_sides
     from lmoe_cli.evaluate.report import facts, remarks
-    from lmoe_cli.evaluate.variants import Variant, open_stage, published
+    from lmoe_cli.evaluate.variants import Variant, open_stage
     from lmoe_cli.loadout.write import moved, recipe_text
 
-    plain = published(loadout)
+    plain = loadout.published
     split = parted.split(plain, parted.layer_groups(plain, groups) if groups else [])
     start = parted.starts(loadout, split)
     if loadout.recipe.router.scope != "fixed":

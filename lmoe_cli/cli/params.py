@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from lmoe_cli.loadout.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def number(_: click.Context, option: click.Parameter, value: float) -> float:
+    """Refuse what is not a number, which is in every range of click's."""
+    if math.isnan(value):
+        raise click.BadParameter(f"{value} is not a number.", param=option)
+    return value
+
 
 DTYPES = ("float32", "float16", "bfloat16")
 """Those of a recipe, without loading what reads recipes."""

@@ -57,15 +57,29 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:  # a group without a command says what it has
         click.echo(error.format_message(), err=True)
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return _tell(LmoeError("interrupted", "interrupted"), arguments, EXIT_INTERRUPTED)
-    except TerminatedError as ended:
-        return _tell(LmoeError("interrupted", f"ended by {ended.number.name}"), arguments, EXIT_SIGNAL + ended.number)
+    except (click.Abort, KeyboardInterrupt, TerminatedError) as ended:
+        return _end(ended, arguments)
     except Exception as error:
         if "--debug" in arguments and not isinstance(error, click.ClickException):
             raise
         told = _told(error)
+        if told.code == "bug" and (cause := _signal_behind(error)):
+            return _end(cause, arguments)
         return _tell(told, arguments, EXIT_BUG if told.code == "bug" else told.exit_code)
+
+
+def _end(ended: BaseException, arguments: list[str]) -> int:
+    """Tell that a signal, or a person, ended the command."""
+    if isinstance(ended, TerminatedError):
+        return _tell(LmoeError("interrupted", f"ended by {ended.number.name}"), arguments, EXIT_SIGNAL + ended.number)
+    return _tell(LmoeError("interrupted", "interrupted"), arguments, EXIT_INTERRUPTED)
+
+
+def _signal_behind(error: BaseException | None) -> BaseException | None:
+    """What an error came out of, if a signal: where that strikes inside of a lock, the lock fails on its way out."""
+    while error and not isinstance(error, KeyboardInterrupt | TerminatedError):
+        error = error.__context__
+    return error
 
 
 def unwritten(stdout: Unfailing | None, code: int) -> int:

@@ -58,7 +58,7 @@ def grow(
     gate scores for the others stays as it is. The texts tell which of the two ways of a direction is meant. The folder
     gets the gate and a recipe for it.
     """
-    from lmoe_cli.regrow.loadouts import with_expert
+    from lmoe_cli.regrow.loadouts import require_elsewhere, with_expert
 
     name, equals, ref = expert.partition("=")
     if not (name and equals and ref):
@@ -67,6 +67,7 @@ def grow(
     entry["accept_base"] = list(accept_base)
     old = _old(recipe, folder, token, force=force, trust_remote_code=trust_remote_code)
     new = with_expert(old, name, entry, token=token)
+    require_elsewhere(new, folder)
     _fetch(out, old, new, trust_remote_code=trust_remote_code)
     from lmoe_cli.regrow import change
 

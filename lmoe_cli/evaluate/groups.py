@@ -62,7 +62,7 @@ def split(loadout: Loadout, patterns: Sequence[str]) -> Split:
     """Split experts into groups.
 
     Args:
-        loadout: As published; see `variants.published`.
+        loadout: As published; see `Loadout.published`.
         patterns: Of the groups; what none of them names is a group of its own.
     """
     policy = loadout.recipe.modules_to_save

@@ -8,7 +8,7 @@ one bank is in memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -43,22 +43,12 @@ class Variant:
     """Seed of random experts in the place of its own."""
 
 
-def published(loadout: Loadout) -> Loadout:
-    """The same experts as they were published, with weights that turn: without rules, router or trained gate."""
-    live = loadout.live
-    experts = tuple(
-        replace(expert, entry=expert.entry.model_copy(update={"weight": 1.0})) for expert in loadout.experts
-    )
-    entries = {expert.name: expert.entry for expert in experts}
-    return replace(live, recipe=live.recipe.model_copy(update={"experts": entries}), experts=experts)
-
-
 def as_written(loadout: Loadout, plain: Loadout) -> Loadout:
     """What computes the recipe: its own router, or the published experts where fixed weights are all it says.
 
     Args:
         loadout: The recipe's.
-        plain: The same, `published`.
+        plain: The same, as `Loadout.published`.
     """
     if loadout.recipe.router.type not in ("static", "weighted"):
         return loadout
@@ -84,7 +74,7 @@ def plan(
     Raises:
         NotFoundError: There is no expert of a name in ``without``.
     """
-    plain, names = published(loadout), [expert.name for expert in loadout.experts]
+    plain, names = loadout.published, [expert.name for expert in loadout.experts]
     for name in without:
         if name not in names:
             hint = f"experts: {', '.join(names) or 'none'}"

@@ -137,6 +137,22 @@ class Loadout:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
+    def places(self) -> dict[str, Path | None]:
+        """Reference of all that it is made of → its folder, where that is on this machine."""
+        sources = [self.base.source, *(expert.adapter.source for expert in self.experts)]
+        return {source.ref: source.path for source in [*sources, *([self.gate.source] if self.gate else [])]}
+
+    @property
+    def published(self) -> Loadout:
+        """The same experts as they were published, with weights that turn: without rules, router or trained gate."""
+        live = self.live
+        experts = tuple(
+            replace(expert, entry=expert.entry.model_copy(update={"weight": 1.0})) for expert in self.experts
+        )
+        entries = {expert.name: expert.entry for expert in experts}
+        return replace(live, recipe=live.recipe.model_copy(update={"experts": entries}), experts=experts)
+
+    @property
     def live(self) -> Loadout:
         """The same loadout with weights that are blended at run time, whatever its router says."""
         return replace(

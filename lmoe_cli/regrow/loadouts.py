@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from lmoe_cli.check import require
+from lmoe_cli.disk import refuse_input
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.loadout import Loadout, resolve
 from lmoe_cli.loadout.recipe import Recipe
-from lmoe_cli.source import Folder
 
 
 def require_gate(loadout: Loadout, *, trust_remote_code: bool = False) -> None:
@@ -29,15 +29,12 @@ def require_gate(loadout: Loadout, *, trust_remote_code: bool = False) -> None:
 
 
 def require_elsewhere(loadout: Loadout, out: Path) -> None:
-    """Refuse to write over the gate that is read.
+    """Refuse to write over what the loadout is made of, its recipe included.
 
     Raises:
-        UsageError: ``out`` is its folder.
+        UsageError: ``out`` is a folder of it, or around one.
     """
-    source = loadout.gate.source if loadout.gate else None
-    if isinstance(source, Folder) and source.path.resolve() == out.absolute().resolve():
-        hint = "the gate is read from there: choose another --out"
-        raise UsageError("output-is-input", f"{out}: the gate of {loadout.origin}", hint=hint, where=str(out))
+    refuse_input(out, {**loadout.places, loadout.origin: Path(loadout.origin)})
 
 
 def with_expert(loadout: Loadout, name: str, entry: dict[str, Any], *, token: str | None = None) -> Loadout:

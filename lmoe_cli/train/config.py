@@ -209,11 +209,10 @@ class TrainConfig(Entry):
         if self.gate is not None and not {"gate", "joint"} & set(kinds):
             raise ValueError("there is a 'gate', but no stage that trains it")
         for own in (settled(stage, self.trainer) for stage in self.stages):
-            every, save = own.eval_every or own.save_every, own.save_every
-            if own.patience and every and save and save % every:
+            if own.patience and own.eval_every and own.save_every and own.save_every != own.eval_every:
                 raise ValueError(
-                    f"with 'patience' the best evaluation is kept: save_every ({save}) must be a multiple of "
-                    f"eval_every ({every})"
+                    f"with 'patience' the best evaluation is kept: save_every ({own.save_every}) must be eval_every "
+                    f"({own.eval_every}), or be left out"
                 )
         bare = [name for name, expert in self.experts.items() if expert.data is None]
         if bare and "experts" in kinds:

@@ -15,7 +15,7 @@ from typing import Any
 
 from lmoe_cli import files
 from lmoe_cli.check import require
-from lmoe_cli.disk import writing
+from lmoe_cli.disk import refuse_input, writing
 from lmoe_cli.engine.base_model import load_tokenizer, quietly
 from lmoe_cli.engine.device import choose_device
 from lmoe_cli.engine.generate import context_of
@@ -24,12 +24,12 @@ from lmoe_cli.loadout.base import read_base
 from lmoe_cli.loadout.loadout import Loadout, resolve
 from lmoe_cli.loadout.recipe import Recipe, Take
 from lmoe_cli.loadout.trained import read_gate
-from lmoe_cli.source import Source, open_source
+from lmoe_cli.source import Remote, Source, open_source
 from lmoe_cli.train.checkpoints import last_whole
 from lmoe_cli.train.fresh import write_fresh
 from lmoe_cli.train.log import Log, Tell
 from lmoe_cli.train.loop import Loop
-from lmoe_cli.train.material import gather_material, hashes_of, sources_of
+from lmoe_cli.train.material import data_files, gather_material, hashes_of, sources_of
 from lmoe_cli.train.order import Order
 from lmoe_cli.train.outcome import DONE, Left, write_outcome, write_results
 from lmoe_cli.train.packing import require_apart
@@ -66,6 +66,8 @@ def train(order: Order, tell: Tell) -> dict[str, Any]:
         raise UsageError(
             "shard-alone", message, hint="torchrun --nproc-per-node N -m lmoe_cli train …, or leave it out"
         )
+    if order.out.exists():
+        refuse_input(order.out, _read(order))
     work = order.out.with_name(f"{order.out.name}.work")
     data = hashes_of(order.config, order.folder)
     if processes.is_main_process:
@@ -88,6 +90,16 @@ def train(order: Order, tell: Tell) -> dict[str, Any]:
         files.remove_folder(work)
     processes.wait_for_everyone()
     return report
+
+
+def _read(order: Order) -> dict[str, Path | None]:
+    """What the config names, and where it is on this machine."""
+    folders = {
+        ref: source.path
+        for ref in order.config.references
+        if not isinstance(source := open_source(ref, token=order.token, beside=order.folder), Remote)
+    }
+    return {**folders, **data_files(order.config, order.folder)}
 
 
 def _adapters(order: Order, work: Path) -> dict[str, str]:

@@ -297,6 +297,17 @@ def test_a_long_record_is_compared_in_parts_and_loses_the_same(monkeypatch, data
     assert measure(engine, fixed, held_out).nats == pytest.approx(whole.nats, rel=1e-4)
 
 
+def test_experts_alone_and_all_evenly_are_as_published_whatever_rules_the_recipe_has(data):
+    found = []
+    for weight in (0.001, [{"match": "*", "value": 0.001}]):
+        engine = start(loadout({"type": "arrow"}, **{name: {"weight": weight} for name in EXPERTS}), device="cpu")
+        found.append(measure(engine, engine.loadout, cases(engine, data, "valid")[:1]))
+    plain, ruled = found
+    assert ruled.single == pytest.approx(plain.single)
+    assert ruled.nats["uniform"] == pytest.approx(plain.nats["uniform"])
+    assert min(plain.single.values()) > 0.01
+
+
 # -- the command
 
 

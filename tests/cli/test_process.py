@@ -12,6 +12,8 @@ import time
 import pytest
 from laws.cases import case
 
+from lmoe_cli.cli import root
+
 LMOE = f"{sys.executable} -m lmoe_cli"
 FULL = "/dev/full"
 
@@ -125,3 +127,15 @@ def test_an_interrupt_while_modules_are_loaded_shows_no_traceback(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_an_interrupt_that_breaks_a_lock_on_its_way_out_is_still_one(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    monkeypatch.setattr(root.lmoe, "main", interrupted)
+    assert root.run(["ls"]) == 130
+    assert "error[interrupted]" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from evaluate.made import adapter, domain, loadout, nats_of, opened, spoken_base
 from lmoe_cli.evaluate import groups
 from lmoe_cli.evaluate.fit import Schedule, fit
 from lmoe_cli.evaluate.losses import record_nats
-from lmoe_cli.evaluate.variants import Variant, open_stage, published
+from lmoe_cli.evaluate.variants import Variant, open_stage
 from lmoe_cli.loadout.profile import matches
 from lmoe_cli.loadout.recipe import Recipe
 
@@ -58,7 +58,7 @@ def test_domains_count_the_same_however_long_they_are(tmp_path):
 
 def test_parts_of_experts_are_the_experts_where_all_weights_are_one(tmp_path):
     found = loadout(one="lora", two="embedding")
-    plain = published(found)
+    plain = found.published
     split = groups.split(plain, groups.layer_groups(plain, 2))
     assert {pattern for _, pattern in split.parts} == {"layers.0", "layers.1", "*"}
     stage = open_stage([Variant("all", "recipe", split.loadout, {})], device="cpu", dtype="float32")
@@ -73,7 +73,7 @@ def test_parts_of_experts_are_the_experts_where_all_weights_are_one(tmp_path):
 
 
 def test_groups_are_neighbouring_layers_that_leave_none_out():
-    plain = published(loadout(one="lora"))
+    plain = loadout(one="lora").published
     assert groups.layer_groups(plain, 1) == ["layers.0-1"]
     assert groups.layer_groups(plain, 2) == ["layers.0", "layers.1"]
     for module in plain.experts[0].adapter.parts:
@@ -83,7 +83,7 @@ def test_groups_are_neighbouring_layers_that_leave_none_out():
 def test_a_recipe_begins_with_what_its_rules_say():
     rules = [{"match": "layers.0.mlp", "value": 0.4}, {"match": "layers.0", "value": 0.8}, {"match": "*", "value": -1}]
     found = loadout(one={"weight": rules})
-    plain = published(found)
+    plain = found.published
     split = groups.split(plain, ["layers.0", "layers.1"])
     # Of the seven linear layers of a block three are the mlp's.
     assert groups.starts(found, split) == pytest.approx([(3 * 0.4 + 4 * 0.8) / 7, -1])
@@ -157,6 +157,9 @@ def test_nothing_is_written_where_something_stands_or_is_wrong(place, tmp_path):
         (("mix.yaml",), 2, "usage"),
         (("none.yaml", "--data", "talk.jsonl"), 2, "usage"),
         (("mix.yaml", "--data", "talk.jsonl", "--groups", "3"), 2, "usage"),
+        (("mix.yaml", "--data", "talk.jsonl", "--rate", "nan"), 2, "usage"),
+        (("mix.yaml", "--data", "talk.jsonl", "--held-out", "nan"), 2, "usage"),
+        (("mix.yaml", "--data", "talk.jsonl", "--seed", "99999999999999999999"), 2, "usage"),
     ):
         told = fitted(*words, "--out", new, cwd=place, code=code)
         assert [item["code"] for item in told["findings"]] == [name]

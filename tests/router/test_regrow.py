@@ -334,6 +334,9 @@ def test_what_cannot_grow_or_shrink_says_why_and_leaves_nothing(place, capfd):
     assert "error[expert-unknown]" in refusal(capfd, "shrink", recipe, "aa", "--out", out, code=3)
     assert "error[output-exists]" in refusal(capfd, "shrink", recipe, "a", "--out", place / "gate")
     assert "error[output-is-input]" in refusal(capfd, "shrink", recipe, "a", "--out", place / "gate", "--force")
+    (place / "router.json").write_text("{}")  # as if a folder around its experts were one that lmoe wrote
+    assert "error[output-is-input]" in refusal(capfd, "shrink", recipe, "a", "--out", place, "--force")
+    (place / "router.json").unlink()
     arrow = recipe_of(place, ("a", "b", "new"), "type: arrow")
     assert "error[gate-needed]" in refusal(capfd, "shrink", arrow, "a", "--out", out)
     assert "error[not-found]" in refusal(capfd, "grow", recipe, "--expert", "new=./nowhere", "--out", out, code=3)

@@ -165,7 +165,7 @@ def test_targets_that_the_base_does_not_have_are_refused(tmp_path):
         ),
         (
             "base: x\nexperts: {a: {data: d}}\nstages: [{train: experts, patience: 1, eval_every: 6, save_every: 2}]\n",
-            "a multiple of eval_every (6)",
+            "must be eval_every (6)",
         ),
         ("[1]\n", "not a training config"),
     ],

@@ -10,7 +10,7 @@ import torch
 import yaml
 from commands import lmoe
 from safetensors.torch import load_file
-from train.made import base, config, run, write_data
+from train.made import base, bytes_of, config, run, write_data
 
 from lmoe_cli.bank import shared
 from lmoe_cli.errors import LmoeError, UsageError
@@ -173,3 +173,17 @@ def test_a_base_with_code_of_its_own_is_trained_where_that_is_trusted(tmp_path):
     with pytest.raises(LmoeError):
         run(made, tmp_path)
     run(made, tmp_path, trust_remote_code=True, force=True)
+
+
+def test_what_a_training_begins_with_is_not_replaced_by_it(tmp_path):
+    first = run(config(tmp_path, EXPERTS[:1], experts=("sums",)), tmp_path, "first")
+    before = bytes_of(first)
+    data = str(shutil.copy(tmp_path / "sums.jsonl", first))
+    for made in (
+        config(tmp_path, EXPERTS[:1], experts=("sums",), earlier=first),
+        config(tmp_path, EXPERTS[:1], experts=("sums",), data=data),
+    ):
+        with pytest.raises(UsageError) as caught:
+            run(made, tmp_path, "first", force=True)
+        assert caught.value.code == "output-is-input"
+    assert bytes_of(first) == before
