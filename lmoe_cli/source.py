@@ -90,6 +90,11 @@ class Source(ABC):
         return path
 
     @property
+    def repository_name(self) -> str | None:
+        """``organisation/name`` on the Hub, if it is from there."""
+        return None
+
+    @property
     def pinned(self) -> str:
         """A reference that means the same files later: of the Hub, its commit."""
         return self.ref
@@ -173,6 +178,10 @@ class Remote(Source):
         super().__init__(ref, repository.commit, None)
         self.repository = repository
         self.token = token
+
+    @property
+    def repository_name(self) -> str:
+        return self.repository.name
 
     @property
     def pinned(self) -> str:

@@ -57,22 +57,18 @@ def text(found: dict[str, Any]) -> str:
 
 
 def _compared(variants: Mapping[str, Any], domains: list[str]) -> str:
-    """How much more others lose than each variant, per domain and overall, with intervals, as far as they are kept."""
-    cells, missing = [], []
+    """How much more others lose than each variant, per domain and overall, with intervals."""
+    cells = []
     for name, own in variants.items():
         judged = {row["name"]: row for row in own["eval"]["variants"]}
         others = [
             other for other in OTHERS if other in judged and not (name == ALONE and other in ("uniform", "oracle"))
         ]
-        said = NAMES.get(name, name)
-        if not others:
-            missing.append(said)
         for other in others:
             row = judged[other]
             less = [_difference(values) for values in (*(row["domains"][domain] for domain in domains), row["mean"])]
-            cells.append((said, f"{OTHERS[other]} less it", *less))
-    none = f"\nNo intervals were kept of: {', '.join(missing)}.\n" if missing else ""
-    return f"{markdown(('variant', 'difference', *domains, 'mean'), cells)}{none}"
+            cells.append((NAMES.get(name, name), f"{OTHERS[other]} less it", *less))
+    return markdown(("variant", "difference", *domains, "mean"), cells)
 
 
 def _losses(row: Mapping[str, Any], domains: list[str]) -> list[str]:

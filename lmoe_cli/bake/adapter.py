@@ -37,7 +37,6 @@ from lmoe_cli.loadout.about_router import require_fixed
 from lmoe_cli.loadout.base import Base
 from lmoe_cli.loadout.layout import CONV1D, Target
 from lmoe_cli.loadout.loadout import Loadout
-from lmoe_cli.source import Remote
 
 Gated = list[tuple[float, Delta]]
 """Gate and delta of each expert in one matrix."""
@@ -245,9 +244,7 @@ def _config(loadout: Loadout, modules: list[Module]) -> dict[str, Any]:
 def base_name(base: Base) -> str:
     """What other programs find the base by: a repository of the Hub, or the full path of a folder."""
     source = base.source
-    if isinstance(source, Remote):
-        return source.repository.name
-    return str(source.path.resolve()) if source.path else base.ref
+    return source.repository_name or (str(source.path.resolve()) if source.path else base.ref)
 
 
 def _entries(module: Module, dtype: str, config: Mapping[str, Any]) -> Iterator[Entry]:

@@ -10,7 +10,7 @@ import click
 
 from lmoe_cli.cli import params
 from lmoe_cli.cli.evaluated import show
-from lmoe_cli.cli.judged import MAX_TOKENS, Judged, named_files, require_readable
+from lmoe_cli.cli.judged import Judged, cut_at, named_files, require_readable
 from lmoe_cli.cli.output import Output, show_findings
 from lmoe_cli.cli.placing import Placing, checked, placed
 from lmoe_cli.cli.progress import bar
@@ -34,9 +34,7 @@ SPLITS = ("train", "valid", "test", "all")
 )
 @click.option("--split", type=click.Choice(SPLITS), help="Records of it; `valid` where lines say theirs, else all.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N records of each file.")
-@click.option(
-    "--max-tokens", type=click.IntRange(2), metavar="N", help=f"Most of a record; {MAX_TOKENS}, or what the base holds."
-)
+@cut_at
 @click.option(
     "--too-long",
     type=click.Choice(TOO_LONG),
@@ -59,16 +57,14 @@ SPLITS = ("train", "valid", "test", "all")
 )
 @click.option(
     "--retrain-epochs",
-    type=click.FloatRange(0, 10_000, min_open=True),
-    callback=params.number,
+    type=params.Real(0, 10_000, min_open=True),
     default=3.0,
     show_default=True,
     help="Passes over it.",
 )
 @click.option(
     "--retrain-rate",
-    type=click.FloatRange(0, 1, min_open=True),
-    callback=params.number,
+    type=params.Real(0, 1, min_open=True),
     default=2e-4,
     show_default=True,
     help="Learning rate.",
@@ -84,7 +80,7 @@ SPLITS = ("train", "valid", "test", "all")
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 1 << 31, max_open=True),
+    type=params.SEED,
     default=0,
     show_default=True,
     help="Of draws, random experts and what is retrained.",

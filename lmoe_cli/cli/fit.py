@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lmoe_cli.cli import params
-from lmoe_cli.cli.judged import MAX_TOKENS, encoder_of, named_files, require_readable
+from lmoe_cli.cli.judged import cut_at, encoder_of, named_files, require_readable
 from lmoe_cli.cli.output import Output
 from lmoe_cli.cli.placing import Placing, checked, placed
 from lmoe_cli.cli.progress import bar
@@ -36,16 +36,14 @@ LIMIT = 1000
 @click.option("--steps", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Of AdamW.")
 @click.option(
     "--rate",
-    type=click.FloatRange(0, 10, min_open=True),
-    callback=params.number,
+    type=params.Real(0, 10, min_open=True),
     default=0.05,
     show_default=True,
     help="About the first step's length.",
 )
 @click.option(
     "--held-out",
-    type=click.FloatRange(0, 1, max_open=True),
-    callback=params.number,
+    type=params.Real(0, 1, max_open=True),
     default=0.1,
     show_default=True,
     help="Share kept to judge by, where lines have no `split`.",
@@ -53,12 +51,10 @@ LIMIT = 1000
 @click.option(
     "--limit", type=click.IntRange(1), default=LIMIT, show_default=True, help="Records of each file and side."
 )
-@click.option(
-    "--max-tokens", type=click.IntRange(2), metavar="N", help=f"Most of a record; {MAX_TOKENS}, or what the base holds."
-)
+@cut_at
 @click.option(
     "--seed",
-    type=click.IntRange(0, 1 << 31, max_open=True),
+    type=params.SEED,
     default=0,
     show_default=True,
     help="Of what is kept, and of the order.",

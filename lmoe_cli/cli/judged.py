@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from lmoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 4096
 """Tokens of a record that are judged, where the base takes more."""
+cut_at = click.option(
+    "--max-tokens", type=click.IntRange(2), metavar="N", help=f"Most of a record; {MAX_TOKENS}, or what the base holds."
+)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}\Z")
 
 

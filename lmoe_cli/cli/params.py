@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-def number(_: click.Context, option: click.Parameter, value: float) -> float:
-    """Refuse what is not a number, which is in every range of click's."""
-    if math.isnan(value):
-        raise click.BadParameter(f"{value} is not a number.", param=option)
-    return value
-
-
 DTYPES = ("float32", "float16", "bfloat16")
 """Those of a recipe, without loading what reads recipes."""
 
@@ -65,7 +57,18 @@ class Text(click.ParamType):  # type: ignore[type-arg]
         return text
 
 
+class Real(click.FloatRange):
+    """Numbers of a range. NaN, which is in every range of click's, is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
+
 TEXT = Text()
+SEED = click.IntRange(0, 1 << 31, max_open=True)
 revision = click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub repository.")
 token = click.option("--token", metavar="TOKEN", help="Hub token; the stored one when left out.")
 force = click.option("--force", is_flag=True, help="Replace what stands there.")

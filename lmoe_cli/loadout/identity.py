@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from lmoe_cli.errors import LmoeError
 from lmoe_cli.loadout.base import Base, read_base
-from lmoe_cli.source import Folder, Remote
+from lmoe_cli.source import Folder
 
 MIRRORS = (
     "unsloth",
@@ -133,7 +133,7 @@ def canonical(name: str) -> str:
 
 def _names(base: Base) -> list[str]:
     """Everything the base at hand may be called."""
-    names = [base.source.repository.name] if isinstance(base.source, Remote) else []
+    names = [name] if (name := base.source.repository_name) else []
     if base.ref.startswith("demo:"):
         names.append(base.ref)
     if base.source.path:

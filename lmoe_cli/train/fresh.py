@@ -21,7 +21,6 @@ from lmoe_cli.checkpoint.writer import Shape
 from lmoe_cli.engine.base_model import empty_model
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.base import Base
-from lmoe_cli.source import Remote
 from lmoe_cli.train.config import TrainedExpert
 
 WORDS = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "fc1", "fc2", "block_sparse_moe")}
@@ -62,7 +61,7 @@ def write_fresh(folder: Path, base: Base, expert: TrainedExpert, seed: int, *, t
         entries.append(Entry(name, "lora_A", Shape("F32", tuple(a.shape)), raw(a)))
         entries.append(Entry(name, "lora_B", Shape("F32", tuple(b.shape)), raw(b)))
     config = lora_config(
-        base.source.repository.name if isinstance(base.source, Remote) else base.ref,
+        base.source.repository_name or base.ref,
         dict.fromkeys(chosen, expert.rank),
         sorted({name.rpartition(".")[2] for name in chosen}),
         fan_in_fan_out=any(is_transposed(layer) for layer in chosen.values()),

@@ -27,8 +27,8 @@ from lmoe_cli.train.trainee import Losses, Trainee
 
 WEIGHTS = "trained.safetensors"
 DIVERGED = "the last checkpoint is kept; to begin again: a lower learning rate, and --force"
-PARTS = {"experts": "factors.", "gate": "gates."}
-"""What has a learning rate of its own → how its parameters' names begin."""
+RATES = {"learning_rate": "factors.", "gate_learning_rate": "gates."}
+"""Of experts and of the gate → how names of their parameters begin."""
 
 
 class NotFiniteError(LmoeError):
@@ -164,8 +164,7 @@ class Loop(Trainer):  # type: ignore[misc]
                     mean /= self.args.world_size
                 told[name] = float(mean)
             told["load"] = [round(one, 4) for one in torch.stack([gate.load for gate in gates]).mean(0).tolist()]
-        names = {"experts": "learning_rate", "gate": "gate_learning_rate"}
-        told |= {names[part]: rate for part, rate in self._rates_now.items()}
+        told |= self._rates_now
         told["memory"] = _memory()
         self._pending.clear()
         self._started = now
@@ -180,8 +179,8 @@ class Loop(Trainer):  # type: ignore[misc]
         if self.optimizer is None:
             named = self._trainee.trained
             groups = [
-                {"params": [own for name, own in named.items() if name.startswith(begin)], "lr": rate, "name": part}
-                for (part, begin), rate in zip(PARTS.items(), self._rates, strict=True)
+                {"params": [own for key, own in named.items() if key.startswith(begin)], "lr": rate, "name": name}
+                for (name, begin), rate in zip(RATES.items(), self._rates, strict=True)
             ]
             self.optimizer = torch.optim.AdamW(
                 [group for group in groups if group["params"]], weight_decay=self.args.weight_decay

@@ -24,7 +24,7 @@ from lmoe_cli.loadout.base import read_base
 from lmoe_cli.loadout.loadout import Loadout, resolve
 from lmoe_cli.loadout.recipe import Recipe, Take
 from lmoe_cli.loadout.trained import read_gate
-from lmoe_cli.source import Remote, Source, open_source
+from lmoe_cli.source import Source, open_source
 from lmoe_cli.train.checkpoints import last_whole
 from lmoe_cli.train.fresh import write_fresh
 from lmoe_cli.train.log import Log, Tell
@@ -94,12 +94,9 @@ def train(order: Order, tell: Tell) -> dict[str, Any]:
 
 def _read(order: Order) -> dict[str, Path | None]:
     """What the config names, and where it is on this machine."""
-    folders = {
-        ref: source.path
-        for ref in order.config.references
-        if not isinstance(source := open_source(ref, token=order.token, beside=order.folder), Remote)
-    }
-    return {**folders, **data_files(order.config, order.folder)}
+    config, beside = order.config, order.folder
+    folders = {ref: open_source(ref, token=order.token, beside=beside).path for ref in config.references}
+    return {**folders, **data_files(config, beside)}
 
 
 def _adapters(order: Order, work: Path) -> dict[str, str]:
