@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 
 from lmoe_cli import files, hub
 from lmoe_cli.checkpoint.header import Header, parse_header, read_header
-from lmoe_cli.checkpoint.index import INDEX_SUFFIX, MAX_INDEX_BYTES, Stored, gather, parse_index
 from lmoe_cli.disk import READABLE
 from lmoe_cli.errors import AccessError, InvalidFileError, NotFoundError, UsageError
 
@@ -292,34 +291,3 @@ def inside(name: str, where: str) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
         raise InvalidFileError("path-outside", f"{where}: the file name leads out of its folder", where=where)
-
-
-def stored_tensors(source: Source, stem: str) -> dict[str, Stored] | None:
-    """Read the headers of one file, or of all shards that an index names.
-
-    Args:
-        source: Where to look.
-        stem: ``"model"`` or ``"adapter_model"``.
-
-    Returns:
-        Tensor name → where it is stored; None where there is no safetensors file of that stem.
-
-    Raises:
-        InvalidFileError: A header or the index is wrong.
-        NotFoundError: A shard that the index names is missing.
-    """
-    single, index_name = f"{stem}.safetensors", stem + INDEX_SUFFIX
-    if source.has(single):
-        return gather({single: source.header(single)}, None, source.ref)
-    if not source.has(index_name):
-        return None
-    index = parse_index(source.read(index_name, MAX_INDEX_BYTES), source.where(index_name))
-    headers: dict[str, Header] = {}
-    for file in sorted(set(index.values())):
-        inside(file, source.where(index_name))
-        if not source.has(file):
-            hint = "the download is incomplete: fetch it again"
-            message = f"{source.where(file)}: the index names it, but it is not there"
-            raise NotFoundError("shard-missing", message, hint=hint, where=source.where(file))
-        headers[file] = source.header(file)
-    return gather(headers, index, source.ref)

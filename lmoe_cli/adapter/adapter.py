@@ -19,7 +19,8 @@ from lmoe_cli.adapter.converted import converted_folder
 from lmoe_cli.checkpoint.index import INDEX_SUFFIX, Stored
 from lmoe_cli.errors import InvalidFileError, NotFoundError
 from lmoe_cli.findings import Finding, finding, from_error
-from lmoe_cli.source import Folder, Source, stored_tensors
+from lmoe_cli.shards import stored_tensors
+from lmoe_cli.source import Folder, Source
 
 STEM = "adapter_model"
 PICKLE = "adapter_model.bin"

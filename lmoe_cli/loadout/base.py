@@ -16,7 +16,8 @@ from lmoe_cli.errors import InvalidFileError, NotFoundError
 from lmoe_cli.files import opened
 from lmoe_cli.loadout.layout import Layout
 from lmoe_cli.loadout.tokenizer import chat_template, read_settings
-from lmoe_cli.source import Source, stored_tensors
+from lmoe_cli.shards import stored_tensors
+from lmoe_cli.source import Source
 from lmoe_cli.strict_json import parse_object
 
 STEM = "model"

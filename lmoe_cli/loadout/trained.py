@@ -26,7 +26,8 @@ from lmoe_cli.errors import InvalidFileError, NotFoundError
 from lmoe_cli.findings import Finding, finding
 from lmoe_cli.loadout.base import Base
 from lmoe_cli.loadout.routers import Activation, GateRouter, Share
-from lmoe_cli.source import Source, stored_tensors
+from lmoe_cli.shards import stored_tensors
+from lmoe_cli.source import Source
 from lmoe_cli.strict_json import parse_object
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from lmoe_cli.checkpoint.raw import raw
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.checkpoint.writer import Shape, ShardWriter
 from lmoe_cli.errors import LmoeError
-from lmoe_cli.train.config import Stage
 from lmoe_cli.train.rows import Rows
+from lmoe_cli.train.schedule import Stage
 from lmoe_cli.train.spool import IGNORED
 from lmoe_cli.train.trainee import Losses, Trainee
 

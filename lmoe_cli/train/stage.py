@@ -23,7 +23,8 @@ from lmoe_cli.loadout.trained import TrainedGate
 from lmoe_cli.router.arrow import directions
 from lmoe_cli.router.gate import Gate, read_gates
 from lmoe_cli.train.checkpoints import Seal
-from lmoe_cli.train.config import GateEntry, Schedule, Stage, TrainConfig, Trainer, as_data, settled
+from lmoe_cli.train.config import GateEntry, TrainConfig, as_data
+from lmoe_cli.train.schedule import Schedule, Stage, Trainer, settled
 from lmoe_cli.train.trainable import TrainedSite, make_trainable, require_plain
 from lmoe_cli.train.trainee import Trainee
 
