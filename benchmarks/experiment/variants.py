@@ -72,7 +72,9 @@ def train_gate(
     experts = {
         name: {"adapter": str(folder / "experts" / "experts" / name), "data": f"data/{name}.jsonl"} for name in domains
     }
-    stages = [{"train": stage, "epochs": epochs, "gate_learning_rate": GATE_RATE, "learning_rate": EXPERT_RATE / 3}]
+    stages = [{"train": stage, "epochs": epochs, "gate_learning_rate": GATE_RATE}]
+    if stage == "joint":
+        stages[0]["learning_rate"] = EXPERT_RATE / 3
     told = {"experts": experts, "gate": GATES[kind], "stages": stages}
     return _train(told, folder, f"{stage}-{kind}")
 

@@ -58,16 +58,12 @@ SPLITS = ("train", "valid", "test", "all")
 @click.option(
     "--retrain-epochs",
     type=params.Real(0, 10_000, min_open=True),
-    default=3.0,
-    show_default=True,
-    help="Passes over it.",
+    help="Passes over it; 3.",
 )
 @click.option(
     "--retrain-rate",
     type=params.Real(0, 1, min_open=True),
-    default=2e-4,
-    show_default=True,
-    help="Learning rate.",
+    help="Learning rate; 2e-4.",
 )
 @click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="An earlier --json of the same data.")
 @click.option("--max-regression", type=float, metavar="NATS", help="More loss per token than that exits with 1; 0.01.")
@@ -102,8 +98,8 @@ def evaluate(
     without: tuple[str, ...],
     no_random: bool,
     retrain: tuple[str, ...],
-    retrain_epochs: float,
-    retrain_rate: float,
+    retrain_epochs: float | None,
+    retrain_rate: float | None,
     baseline: Path | None,
     max_regression: float | None,
     tasks: tuple[str, ...],
@@ -123,6 +119,8 @@ def evaluate(
     size. All on one loaded base, with 95 % intervals of the difference to the recipe by a bootstrap over records.
     """
     judged = Judged(named_files(files, "--data"), named_files(select, "--select"), split, limit, max_tokens, too_long)
+    if not retrain and (retrain_epochs or retrain_rate):
+        raise UsageError("usage", "--retrain-epochs and --retrain-rate go with --retrain", hint="--retrain FILE")
     _require_sense(judged, tasks, baseline, max_regression, include_path, generates=generates)
     from lmoe_cli.evaluate.baseline import read_baseline
     from lmoe_cli.files import refuse_existing_file, write_file
@@ -156,7 +154,7 @@ def evaluate(
         },
     }  # fmt: skip
     new = [Path(text) for text in retrain]
-    with control(new, judged, loadout, retrain_epochs, retrain_rate, seed, placing, out) as made_anew:
+    with control(new, judged, loadout, retrain_epochs or 3.0, retrain_rate or 2e-4, seed, placing, out) as made_anew:
         data["retrained"] = made_anew.facts
         variants = plan(loadout, without=without, seed=None if no_random else seed, others=made_anew.others)
         suites = _suites(tasks, include_path, variants)

@@ -48,14 +48,20 @@ def train(
         out.quiet = True
     view = View(out, parsed.trainer.log_every)
     from lmoe_cli.train.order import Order
+    from lmoe_cli.train.state import has_trained
     from lmoe_cli.train.training import train
 
     order = Order(
         parsed, config.parent, target, resume=resume, force=force, device=device, token=token,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    with view:
-        report = train(order, view.tell)
+    try:
+        with view:
+            report = train(order, view.tell)
+    except (KeyboardInterrupt, SystemExit):
+        if has_trained(order.work):
+            out.say(f"{order.work} is kept: --resume goes on from its last checkpoint")
+        raise
     if not is_first:
         return
     for name, told in report["runs"].items():

@@ -103,7 +103,7 @@ def domain_of(
         case_of(record, example, decode) for record in records if (example := encode.encode(record)) is not None
     )
     if not cases:
-        hint = "raise --max-tokens" if encode.tally.skipped or encode.tally.unlearned else "see the file"
+        hint = "raise --max-tokens" if encode.tally.skipped or encode.tally.unlearned else "a file with more records"
         raise InvalidFileError("data-empty", f"{path}: nothing is left to judge by", hint=hint, where=str(path))
     return Domain(name, path, data_hash(path), split, cases, encode.tally)
 

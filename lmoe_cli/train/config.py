@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,6 +74,17 @@ def as_data(value: AnyData) -> list[Data]:
     return [one if isinstance(one, Data) else Data(train=one) for one in parts]
 
 
+def _targets_tag(value: Any) -> str:
+    return "<names>" if isinstance(value, list) else "<word>"
+
+
+Targets = Annotated[
+    Annotated[Literal["all-linear", "attention", "mlp"], Tag("<word>")]
+    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), Tag("<names>")],
+    Discriminator(_targets_tag),
+]
+
+
 class TrainedExpert(Entry):
     """An expert to train: a fresh one, or an adapter to go on with."""
 
@@ -81,7 +92,7 @@ class TrainedExpert(Entry):
     rank: int = Field(8, ge=1, le=4096, description="Of a fresh expert, on every module.")
     alpha: float | None = Field(None, gt=0, le=1e6, description="Of a fresh expert; twice the rank when left out.")
     rslora: bool = Field(False, description="Scale a fresh expert by alpha / sqrt(rank) rather than alpha / rank.")
-    targets: Literal["all-linear", "attention", "mlp"] | list[str] = Field(
+    targets: Targets = Field(
         "all-linear", description="Modules of a fresh expert: a word, or the last parts of their names."
     )
     init: Literal["kaiming", "gaussian"] = Field(
@@ -169,13 +180,31 @@ class TrainConfig(Entry):
             raise ValueError(
                 f"{', '.join(fresh)} is fresh and does nothing yet, so a gate has nothing to learn from it"
             )
+        self._require_choice(kinds)
         return self
+
+    def _require_choice(self, kinds: Sequence[str]) -> None:
+        """Refuse a gate that has nothing to choose."""
+        if self.gate is None:
+            return
+        count = len(self.experts) + self.gate.zero_expert
+        if self.gate.top_k is not None and self.gate.top_k >= count > 1:
+            raise ValueError(f"top_k {self.gate.top_k} leaves nothing to choose: there are {count} choices")
+        if count == 1 and "gate" in kinds and self.gate.activation != "sigmoid":
+            raise ValueError(
+                f"over one expert '{self.gate.activation}' is always 1, so there is nothing to learn: "
+                "'zero_expert: true' or 'activation: sigmoid'"
+            )
 
     def _require_plain_data(self, trains_experts: bool) -> None:
         """Refuse data that would not be used as it says."""
         own = [as_data(expert.data) for expert in self.experts.values() if expert.data is not None]
         for_all = [] if self.data is None else as_data(self.data)
         idle = for_all if trains_experts else [*for_all, *(one for data in own for one in data)]
+        if own and for_all and not trains_experts:
+            raise ValueError(
+                "no stage trains experts, and gates learn from 'data' for all: that of experts is not read"
+            )
         if any(one.strength != 1 for one in idle):
             raise ValueError(
                 "a strength is for data of an expert, in a stage that trains experts; gates find their own"

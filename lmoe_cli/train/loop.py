@@ -251,7 +251,8 @@ class Loop(Trainer):  # type: ignore[misc]
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
-            self._judged = None
+            if self.state.best_global_step != self.state.global_step:
+                self._judged = None
 
 
 def sum_of(values: Sequence[Tensor]) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmoe_cli.data.examples import Encoder, Example
-from lmoe_cli.data.records import data_hash
+from lmoe_cli.data.records import Record, data_hash
 from lmoe_cli.data.splits import Split
 from lmoe_cli.errors import InvalidFileError, NotFoundError
 from lmoe_cli.loadout.examples import found_beside
@@ -50,6 +50,26 @@ def sources_of(config: TrainConfig, experts: Sequence[str], *, is_for_experts: b
         if (told := config.experts[name].data) is not None
         for data in as_data(told)
     ]
+
+
+def files_read(config: TrainConfig, stages: Iterable[tuple[Sequence[str], bool]]) -> set[str]:
+    """Files that some stages learn from, as the config names them.
+
+    Args:
+        config: Of the training.
+        stages: Experts of each, and whether it is for experts.
+    """
+    return {
+        name
+        for experts, is_for_experts in stages
+        for source in sources_of(config, experts, is_for_experts=is_for_experts)
+        for name in source.data.train_files
+    }
+
+
+def is_held_out(sources: Sequence[Owned], folder: Path, seed: int) -> bool:
+    """Whether any record of some data is held out."""
+    return any(True for source in sources for split in _splits(source.data, folder, seed, held_out=True) for _ in split)
 
 
 def data_files(config: TrainConfig, folder: Path) -> dict[str, Path]:
@@ -97,7 +117,7 @@ def gather_material(
     if not len(spool):
         files = ", ".join(name for source in sources for name in source.data.train_files)
         message = f"{files}: nothing to learn from" + (f" ({told})" if (told := encoder.tally.told()) else "")
-        raise InvalidFileError("data-empty", message, hint="see 'split' on its lines, and 'max_length'")
+        raise InvalidFileError("data-empty", message, hint="see 'split' on its lines, 'fraction', and 'max_length'")
     told = encoder.tally.told()
     rows = Rows(spool, range(len(spool)), packs=trainer.packing, length=length, seed=trainer.seed)
     held_out: dict[str, Rows] = {}
@@ -118,13 +138,17 @@ def _examples(
     sources: Sequence[Owned], folder: Path, encoder: Encoder, seed: int, *, held_out: bool
 ) -> Iterator[tuple[Owner, Example]]:
     for source in sources:
-        data = source.data
-        splits = [Split(found_beside(name, folder), fraction=_fraction(data), seed=seed) for name in data.train_files]
-        if held_out and data.valid_files:
-            splits = [Split(path, valid=path) for name in data.valid_files for path in [found_beside(name, folder)]]
-        for split in splits:
-            records = split.held_out() if held_out else split.train()
-            yield from ((Owner(source.expert, data.strength), example) for example in encoder.examples(records))
+        owner = Owner(source.expert, source.data.strength)
+        for records in _splits(source.data, folder, seed, held_out=held_out):
+            yield from ((owner, example) for example in encoder.examples(records))
+
+
+def _splits(data: Data, folder: Path, seed: int, *, held_out: bool) -> Iterator[Iterator[Record]]:
+    """Records of each file that are learned from, or held out."""
+    splits = [Split(found_beside(name, folder), fraction=_fraction(data), seed=seed) for name in data.train_files]
+    if held_out and data.valid_files:
+        splits = [Split(path, valid=path) for name in data.valid_files for path in [found_beside(name, folder)]]
+    yield from (split.held_out() if held_out else split.train() for split in splits)
 
 
 def _fraction(data: Data) -> float:

@@ -21,3 +21,8 @@ class Order:
     device: str | None = None
     token: str | None = None
     trust_remote_code: bool = False
+
+    @property
+    def work(self) -> Path:
+        """Where it is trained, until ``out`` appears whole."""
+        return self.out.with_name(f"{self.out.name}.work")

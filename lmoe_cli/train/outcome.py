@@ -24,7 +24,8 @@ from lmoe_cli.loadout.write import recipe_text
 from lmoe_cli.router.store import write_gate
 from lmoe_cli.source import Folder
 from lmoe_cli.train.config import TrainConfig
-from lmoe_cli.train.stage import Assembly, Run
+from lmoe_cli.train.material import files_read
+from lmoe_cli.train.stage import Assembly, Run, runs_of
 from lmoe_cli.train.trainable import parts_at
 
 DONE = "done"
@@ -143,6 +144,7 @@ def write_outcome(
     Returns:
         The report.
     """
+    seen = files_read(config, [(run.experts, run.stage.train == "experts") for run in runs_of(config)])
     report = {"lmoe": __version__, "config": config.model_dump(mode="json"), "data": dict(data), "runs": left.metrics}
     with files.new_folder(out, force=force) as folder:
         experts: dict[str, Any] = {}
@@ -157,7 +159,7 @@ def write_outcome(
             experts[name] = {"adapter": adapter, "weight": entry.weight, **extra}
         router: dict[str, Any] = {"type": "weighted"}
         if left.gate:
-            _copy_gate(left.gate, folder, data)
+            _copy_gate(left.gate, folder, {name: digest for name, digest in data.items() if name in seen})
             router = {"type": "gate", "artefact": "./router"}
         base = _whole_name(config.base, beside)
         told = {"name": config.name, "description": config.description, "base": base, "experts": experts}

@@ -23,6 +23,14 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+IDLE = {
+    "experts": ("balance", "z", "gate_learning_rate"),
+    "gate": ("together", "learning_rate"),
+    "joint": ("together",),
+}
+"""What a stage trains → what has no meaning for it."""
+
+
 class Schedule(Entry):
     """How a stage trains. What a stage leaves out is as the config's ``trainer`` says."""
 
@@ -41,6 +49,12 @@ class Schedule(Entry):
         None, ge=1, description="Steps between checkpoints; as evaluations, which with `patience` follow this too."
     )
     patience: int | None = Field(None, ge=1, description="Evaluations without improvement before a stage ends.")
+
+    @model_validator(mode="after")
+    def _ends_once(self) -> Schedule:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("'epochs' and 'steps' both say when it ends: leave one out")
+        return self
 
 
 class Trainer(Schedule):
@@ -72,17 +86,19 @@ class Stage(Schedule):
 
     @model_validator(mode="after")
     def _says_what_counts(self) -> Stage:
-        idle = ["together"] if self.train != "experts" else ["balance", "z"]
+        idle = IDLE[self.train]
         if own := [name for name in idle if getattr(self, name) != type(self).model_fields[name].default]:
             raise ValueError(f"a stage that trains {self.train} has no: {', '.join(own)}")
         return self
 
 
 def settled(stage: Stage, trainer: Trainer) -> Schedule:
-    """How a stage trains, with everything said."""
+    """How a stage trains, with everything said. Its own word on when it ends counts, be it in epochs or in steps."""
+    said = next((one for one in (stage, trainer) if one.epochs or one.steps), None)
+    ends = {"epochs": said.epochs, "steps": said.steps} if said else {}
     found: dict[str, Any] = {}
     for name in Schedule.model_fields:
         value = getattr(stage, name)
         value = getattr(trainer, name) if value is None else value
         found[name] = DEFAULTS.get(name) if value is None else value
-    return Schedule.model_validate(found)
+    return Schedule.model_validate(found | ends)

@@ -43,14 +43,16 @@ class Run:
     experts: tuple[str, ...]
 
 
-def runs_of(config: TrainConfig, number: int) -> list[Run]:
-    """The runs of a stage: one, or one per expert."""
-    stage = config.stages[number]
-    schedule, names = settled(stage, config.trainer), tuple(config.experts)
-    title = f"stage-{number + 1}-{stage.train}"
-    if stage.train != "experts" or stage.together:
-        return [Run(title, stage, schedule, names)]
-    return [Run(f"{title}-{name}", stage, schedule, (name,)) for name in names]
+def runs_of(config: TrainConfig) -> list[Run]:
+    """The runs of all stages in their order: one of each, or one per expert."""
+    names, found = tuple(config.experts), []
+    for number, stage in enumerate(config.stages, 1):
+        schedule, title = settled(stage, config.trainer), f"stage-{number}-{stage.train}"
+        if stage.train != "experts" or stage.together:
+            found.append(Run(title, stage, schedule, names))
+        else:
+            found += [Run(f"{title}-{name}", stage, schedule, (name,)) for name in names]
+    return found
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,17 @@ def shard(model: nn.Module, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)
 
 
+def require_held_out(run: Run, held_out: bool) -> None:
+    """Refuse patience where nothing can be judged by.
+
+    Raises:
+        UsageError: That is so.
+    """
+    if run.schedule.patience and not held_out:
+        message = f"{run.name}: 'patience' is asked for, and no data is held out to judge by"
+        raise UsageError("nothing-held-out", message, hint="see 'valid' and 'fraction'")
+
+
 def callbacks_of(run: Run, trainer: Trainer, *, held_out: bool) -> list[Any]:
     """What watches a run beside its log."""
     from transformers import EarlyStoppingCallback
@@ -202,9 +215,7 @@ def arguments(run: Run, config: TrainConfig, folder: Path, *, steps: int, held_o
     judges, saves = schedule.eval_every, schedule.save_every or schedule.eval_every
     when: dict[str, Any] = {}
     if schedule.patience:
-        if not held_out:
-            message = f"{run.name}: 'patience' is asked for, and no data is held out to judge by"
-            raise UsageError("nothing-held-out", message, hint="see 'valid' and 'fraction'")
+        require_held_out(run, held_out)
         judges = judges or saves
         when = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     when |= {"save_strategy": "steps", "save_steps": saves} if saves else {"save_strategy": "epoch"}

@@ -50,7 +50,7 @@ def begin(order: Order, work: Path, data: Mapping[str, str], processes: int) -> 
         before = _read(work)
         _require_same(before, _state_of(order, _pins(before), data, processes), work)
         return
-    elif not order.force and _has_trained(work):
+    elif not order.force and has_trained(work):
         message = f"{work}: a training was begun there and is not done"
         raise UsageError("training-unfinished", message, hint="--resume goes on with it, --force begins again")
     else:
@@ -120,6 +120,6 @@ def _pins(state: Mapping[str, Any]) -> dict[str, str]:
     return {ref: pin for ref, pin in _part(state, "pins").items() if isinstance(pin, str)}
 
 
-def _has_trained(work: Path) -> bool:
+def has_trained(work: Path) -> bool:
     """Whether there is something to go on from."""
     return any(work.glob("*/checkpoint-*")) or any(work.glob(f"*/{DONE}"))

@@ -29,12 +29,13 @@ from lmoe_cli.train.checkpoints import last_whole
 from lmoe_cli.train.fresh import write_fresh
 from lmoe_cli.train.log import Log, Tell
 from lmoe_cli.train.loop import Loop
-from lmoe_cli.train.material import data_files, gather_material, hashes_of, sources_of
+from lmoe_cli.train.material import data_files, gather_material, hashes_of, is_held_out, sources_of
 from lmoe_cli.train.order import Order
 from lmoe_cli.train.outcome import DONE, Left, write_outcome, write_results
 from lmoe_cli.train.packing import require_apart
-from lmoe_cli.train.stage import Run, arguments, assemble, callbacks_of, runs_of
-from lmoe_cli.train.state import begin, pinned
+from lmoe_cli.train.stage import Run, arguments, assemble, callbacks_of, require_held_out, runs_of
+from lmoe_cli.train.state import begin, has_trained, pinned
+from lmoe_cli.train.trainable import require_plain
 
 FRESH = "fresh"
 
@@ -68,28 +69,57 @@ def train(order: Order, tell: Tell) -> dict[str, Any]:
         )
     if order.out.exists():
         refuse_input(order.out, _read(order))
-    work = order.out.with_name(f"{order.out.name}.work")
+    work = order.work
     data = hashes_of(order.config, order.folder)
     if processes.is_main_process:
         begin(order, work, data, processes.num_processes)
     processes.wait_for_everyone()
-    order = replace(order, config=pinned(order.config, work))
-    if processes.is_main_process:
-        _write_fresh(order, work)
-    processes.wait_for_everyone()
-    left = Left(_adapters(order, work))
-    for number in range(len(order.config.stages)):
-        for run in runs_of(order.config, number):
-            if not (work / run.name / DONE).is_dir():
-                _run(order, work, run, left, tell, processes)
-                processes.wait_for_everyone()
-            left = left.after(work / run.name / DONE, run)
+    try:
+        order = replace(order, config=pinned(order.config, work))
+        left = _train(order, tell, processes)
+    except BaseException:
+        if processes.is_main_process and not has_trained(work):
+            files.remove_folder(work)
+        raise
     report: dict[str, Any] = {}
     if processes.is_main_process:
         report = write_outcome(order.config, order.out, work, left, data, beside=order.folder, force=order.force)
         files.remove_folder(work)
     processes.wait_for_everyone()
     return report
+
+
+def _train(order: Order, tell: Tell, processes: Any) -> Left:
+    """Make all runs that are not done yet."""
+    if processes.is_main_process:
+        _write_fresh(order)
+    processes.wait_for_everyone()
+    left = Left(_adapters(order))
+    runs = runs_of(order.config)
+    for run in runs:
+        _require_possible(order, run, left)
+    for run in runs:
+        done = order.work / run.name / DONE
+        if not done.is_dir():
+            _run(order, run, left, tell, processes)
+            processes.wait_for_everyone()
+        left = left.after(done, run)
+    return left
+
+
+def _require_possible(order: Order, run: Run, left: Left) -> None:
+    """Refuse before anything is trained what a run would be refused for when its turn comes.
+
+    Raises:
+        UsageError: Its experts are of a kind that is not trained, or it has patience and nothing to judge by.
+        RefusedError: The experts do not fit the base.
+    """
+    loadout, config = _loadout(order, run, left), order.config
+    if run.stage.train != "gate":
+        require_plain(loadout)
+    if run.schedule.patience:
+        sources = sources_of(config, run.experts, is_for_experts=run.stage.train == "experts")
+        require_held_out(run, is_held_out(sources, order.folder, config.trainer.seed))
 
 
 def _read(order: Order) -> dict[str, Path | None]:
@@ -99,24 +129,25 @@ def _read(order: Order) -> dict[str, Path | None]:
     return {**folders, **data_files(config, beside)}
 
 
-def _adapters(order: Order, work: Path) -> dict[str, str]:
+def _adapters(order: Order) -> dict[str, str]:
     """Expert's name → the adapter that it begins with."""
-    return {name: expert.adapter or str(work / FRESH / name) for name, expert in order.config.experts.items()}
+    return {name: expert.adapter or str(order.work / FRESH / name) for name, expert in order.config.experts.items()}
 
 
-def _write_fresh(order: Order, work: Path) -> None:
+def _write_fresh(order: Order) -> None:
     config = order.config
     base = read_base(open_source(config.base, token=order.token, beside=order.folder))
     for number, (name, expert) in enumerate(config.experts.items()):
-        if expert.adapter is None and not (work / FRESH / name).exists():
-            with files.new_folder(work / FRESH / name) as folder:
+        place = order.work / FRESH / name
+        if expert.adapter is None and not place.exists():
+            with files.new_folder(place) as folder:
                 seed = config.trainer.seed * 1009 + number
                 write_fresh(folder, base, expert, seed, trust_remote_code=order.trust_remote_code)
 
 
-def _run(order: Order, work: Path, run: Run, left: Left, tell: Tell, processes: Any) -> None:
+def _run(order: Order, run: Run, left: Left, tell: Tell, processes: Any) -> None:
     """Train one run, or what is left of it, and leave its results in its folder."""
-    folder, config = work / run.name, order.config
+    folder, config = order.work / run.name, order.config
     loadout = _loadout(order, run, left)
     with quietly(), _spools(folder, processes.process_index) as spools:
         gate = read_gate(_folder(left.gate)) if left.gate else None

@@ -142,6 +142,7 @@ def test_a_worse_recipe_ends_with_1_beside_its_baseline_and_an_equal_one_with_0(
         (("mix.yaml", "--data", "talk.jsonl", "--split", "valid"), 2, "data-empty"),
         (("mix.yaml", "--data", "talk.jsonl", "--without", "three"), 3, "expert-unknown"),
         (("mix.yaml", "--data", "talk.jsonl", "--max-regression", "0.1"), 2, "usage"),
+        (("mix.yaml", "--data", "talk.jsonl", "--retrain-epochs", "2"), 2, "usage"),
         (("mix.yaml", "--data", "talk.jsonl", "--baseline", "talk.jsonl"), 2, "json-invalid"),
         (("mix.yaml", "--data", "talk.jsonl", "--baseline", "base/config.json"), 2, "baseline-invalid"),
         (("mix.yaml", "--data", "talk.jsonl", "--select", "b=other.jsonl"), 2, "usage"),

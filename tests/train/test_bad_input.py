@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -160,6 +161,24 @@ def test_targets_that_the_base_does_not_have_are_refused(tmp_path):
         ("base: x\nexperts: {a: {data: d}}\ngate: {}\nstages: [{train: experts}]\n", "no stage that trains it"),
         ("base: x\nexperts: {a: {data: d}}\nstages: [{train: experts, z: 1}]\n", "trains experts has no: z"),
         (
+            "base: x\nexperts: {a: {data: d}}\nstages: [{train: experts, gate_learning_rate: 0.1}]\n",
+            "trains experts has no: gate_learning_rate",
+        ),
+        ("base: x\nexperts: {a: {data: d}}\nstages: [{train: experts, epochs: 1, steps: 2}]\n", "leave one out"),
+        ("base: x\nexperts: {a: {data: d, targets: []}}\nstages: [{train: experts}]\n", "at least 1"),
+        ("base: x\nexperts: {a: {data: d, targets: ['']}}\nstages: [{train: experts}]\n", "at least 1"),
+        ("base: x\nexperts: {a: {data: d, adapter: b}}\ngate: {}\nstages: [{train: gate}]\n", "is always 1"),
+        (
+            "base: x\nexperts: {a: {data: d, adapter: b}, c: {data: d, adapter: b}}\n"
+            "gate: {activation: topk, top_k: 7}\nstages: [{train: gate}]\n",
+            "top_k 7 leaves nothing to choose",
+        ),
+        (
+            "base: x\ndata: e\nexperts: {a: {data: d, adapter: b}, c: {adapter: b}}\ngate: {}\n"
+            "stages: [{train: gate}]\n",
+            "that of experts is not read",
+        ),
+        (
             "base: x\nexperts: {a: {data: d}}\ngate: {}\nstages: [{train: experts}, {train: gate, together: true}]\n",
             "trains gate has no: together",
         ),
@@ -179,6 +198,28 @@ def test_a_config_that_cannot_be_is_told_with_its_line(tmp_path, text, message):
     assert any(part in told for part in message.split("|"))
     assert f"{path}:" in told
     assert caught.value.exit_code == 2
+
+
+def test_what_a_later_stage_is_refused_for_is_told_before_anything_is_trained(tmp_path):
+    own = case("llama", "dora")
+    talking = tiny_tokenizer.save_tokenizer(Path(shutil.copytree(own.base, tmp_path / "talking")))
+    for topic in ("sums", "words"):
+        write_data(tmp_path / f"{topic}.jsonl", topic, valid=0)
+    experts = {
+        "a": {"adapter": str(own.one), "data": "sums.jsonl"},
+        "b": {"adapter": str(own.two), "data": "words.jsonl"},
+    }
+    gate = {"train": "gate", "steps": 1}
+    for stages, code in (
+        ([gate, {"train": "joint", "steps": 1}], "train-unsupported"),
+        ([gate, {**gate, "patience": 1}], "nothing-held-out"),
+    ):
+        told = []
+        made = TrainConfig.model_validate({"base": str(talking), "experts": experts, "gate": {}, "stages": stages})
+        with pytest.raises(UsageError) as caught:
+            run(made, tmp_path, tell=told.append)
+        assert (caught.value.code, told) == (code, [])
+        assert not (tmp_path / "out.work").exists()
 
 
 def test_what_judges_must_be_there(tmp_path):
@@ -224,3 +265,12 @@ def test_a_collapse_is_told_once_and_not_before_a_run_has_settled(tmp_path):
     warning = next(event["warning"] for event in told if "warning" in event)
     assert "1.40 of 3 experts" in warning
     assert "balance" in warning
+
+
+def test_the_config_on_the_page_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    whole = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.S) if "stages:" in block]
+    assert whole
+    for block in whole:
+        (tmp_path / "train.yaml").write_text(block)
+        read_config(tmp_path / "train.yaml")

@@ -55,5 +55,5 @@ def test_a_quantised_base_is_not_spread(tmp_path):
     (tmp_path / "base" / "config.json").write_text(json.dumps(quantised))
     loadout = replace(case("llama", "lora").loadout(MIXED), base=read_base(open_source(str(tmp_path / "base"))))
     with pytest.raises(UsageError) as caught:
-        assemble(loadout, runs_of(made, 0)[0], made, torch.device("cpu"), None)
+        assemble(loadout, runs_of(made)[0], made, torch.device("cpu"), None)
     assert caught.value.code == "shard-quantized"

@@ -187,3 +187,20 @@ def test_what_a_training_begins_with_is_not_replaced_by_it(tmp_path):
             run(made, tmp_path, "first", force=True)
         assert caught.value.code == "output-is-input"
     assert bytes_of(first) == before
+
+
+def test_a_stage_ends_by_its_own_word_before_that_of_all(tmp_path):
+    stages = [{"train": "experts", "epochs": 1}]
+    out = run(config(tmp_path, stages, experts=("sums",), trainer={"steps": 2}), tmp_path)
+    assert len(logged(out)) == 5  # 18 rows in fours
+
+
+def test_a_router_tells_what_it_was_trained_on_and_not_what_was_held_out(tmp_path):
+    write_data(tmp_path / "held.jsonl", "sums", valid=0)
+    made = config(
+        tmp_path, [*EXPERTS, {"train": "gate", "steps": 1}], experts=("sums", "words"), gate=GATE
+    ).model_dump()
+    made["experts"]["sums"]["data"] = {"train": "sums.jsonl", "valid": "held.jsonl"}
+    out = run(TrainConfig.model_validate(made), tmp_path)
+    assert json.loads((out / "router" / "router.json").read_text())["data"].keys() == {"sums.jsonl", "words.jsonl"}
+    assert "held.jsonl" in json.loads((out / "train-report.json").read_text())["data"]
