@@ -269,7 +269,7 @@ def test_a_collapse_is_told_once_and_not_before_a_run_has_settled(tmp_path):
 
 def test_the_config_on_the_page_is_one(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
-    whole = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.S) if "stages:" in block]
+    whole = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "stages:" in block]
     assert whole
     for block in whole:
         (tmp_path / "train.yaml").write_text(block)
