@@ -283,8 +283,9 @@ def test_verification_refuses_what_is_more_than_one_rounding(loadout, tmp_path, 
         verify(baked, tmp_path / "out")
 
 
-@pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "variant"), [("float32", "lora"), ("float32", "dora"), ("bfloat16", "rslora"), ("bfloat16", "dora")]
+)
 def test_an_adapter_is_verified_as_peft_runs_it(tmp_path, variant, dtype):
     loadout = case("qwen3", variant).loadout(MIXED)
     report = bake_adapter(

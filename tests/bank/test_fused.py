@@ -39,7 +39,7 @@ batches = pytest.mark.parametrize(
 choices = pytest.mark.parametrize(
     ("shape", "batch", "kept", "dtype"),
     [
-        *(("plain", 2, 3, dtype) for dtype in DTYPES),
+        *(("plain", 2, 3, dtype) for dtype in (torch.float32, torch.bfloat16)),
         ("plain", 1, 1, torch.bfloat16),
         ("transposed", 1, 4, torch.float16),
         ("transposed", 7, 1, torch.float32),

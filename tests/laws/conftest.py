@@ -24,12 +24,12 @@ FEW = {
     "quickest": cases.EACH,
     "native": cases.EACH,
     "fused": {("llama", "lora"), ("llama", "dora"), ("llama", "lora_bias"), ("qwen3", "patterns"), ("gpt2", "lora")},
-    "compiled": {("llama", "dora"), ("qwen3_moe", "lora")},
+    "compiled": {("llama", "dora")},
 }
 """What is asked of each path but the usual one. The interpreter of kernels and the compiler take seconds for each."""
 ONCE = {
     *(("llama", variant) for variant in ("lora", "lora_bias", "bias", "head", "ia3", "patterns")),
-    ("gemma3_text", "lora"), ("gpt2", "lora"),
+    *((arch, "lora") for arch in ("gemma3_text", "gpt2", "qwen3_moe")),
 }  # fmt: skip
 """What is asked of compiled steps by one law alone."""
 
