@@ -22,7 +22,7 @@ from lmoe_cli.loadout.recipe import Recipe
 ROOT = Path(tempfile.mkdtemp(prefix="lmoe-laws-"))
 IMPOSSIBLE = {("gpt2", "loha"), ("gpt2", "lokr")}
 ALIKE = ("mistral", "olmo2")
-"""Have the linear layers of llama under the same names: what differs between kinds of adapters does not differ there."""
+"""Have the linear layers of llama under the same names, so kinds of adapters differ there as they do in llama."""
 CASES = [
     pytest.param(arch, variant, id=f"{arch}-{variant}", marks=pytest.mark.xdist_group(arch))
     for arch in tiny.ARCHITECTURES
