@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check docs picture bench bench-quick demo-model format clean
+.PHONY: demo test laws check docs picture bench bench-quick demo-model format clean
 
 demo: $(VENV)/.run  ## talk to the battle-mage; without a terminal, let it answer once
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/lmoe chat --loadout recipes/battlemage.yaml; \
@@ -13,6 +13,9 @@ demo: $(VENV)/.run  ## talk to the battle-mage; without a terminal, let it answe
 
 test: $(VENV)/.test  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+laws: $(VENV)/.test  ## each law of each kind of adapter, on each architecture and each path: a few hours
+	$(BIN)/python -m pytest tests/laws --every -n 2 --dist loadgroup -q
 
 check: $(VENV)/.check  ## layout, mistakes, types and the direction of imports
 	$(BIN)/ruff format --check .

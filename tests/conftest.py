@@ -25,6 +25,14 @@ HOMES = itertools.count()
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every",
+        action="store_true",
+        help="ask each law of each kind of adapter on each architecture and each path, not of those that differ alone",
+    )
+
+
 def pytest_collection_finish() -> None:
     _freeze()
 

@@ -43,6 +43,7 @@ def measure(data: Path = DATA, folder: Path | None = None) -> dict[str, Any]:
     loss = train_base(everything, place / "base", epochs=EPOCHS["base"], seed=SEED)
     say(f"base: {loss:.3f} nats per token")
     found: dict[str, Any] = {"epochs": EPOCHS, "records": RECORDS, "seed": SEED, "base_loss": loss, "variants": {}}
+    found["repeats"] = variants.repeats(place, DOMAINS)
     trained = {"experts": variants.train_experts(place, DOMAINS, EPOCHS["experts"])}
     say("experts")
     recipes = {

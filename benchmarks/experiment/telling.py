@@ -46,10 +46,12 @@ def text(found: dict[str, Any]) -> str:
             )
         )  # fmt: skip
     epochs, records = found["epochs"], found["records"]
+    often = ", ".join(["once", *(f"{name}'s {times} times" for name, times in found["repeats"].items() if times > 1)])
     told = (
         f"Base: {epochs['base']} passes over {records['train']} conversations of each domain, every token learned "
         f"({found['base_loss']:.2f} nats per token at the end). Experts: {epochs['experts']} passes, the one LoRA "
-        f"{epochs['one']}, gates {epochs['gate']}, joint {epochs['joint']} after the experts'. Judged on "
+        f"{epochs['one']}, gates {epochs['gate']}, joint {epochs['joint']} after the experts'. "
+        f"In a pass over all domains their conversations come {often}. Judged on "
         f"{records['valid']} held-out conversations of each domain at most. "
         f"Seed {found['seed']}; {found['seconds'] / 60:.0f} minutes in all.\n"
     )

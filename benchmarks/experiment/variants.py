@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,25 @@ def write_data(source: Path, folder: Path, domains: Sequence[str], most: Mapping
         (folder / f"{domain}.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def repeats(folder: Path, domains: Sequence[str]) -> dict[str, int]:
+    """Domain → times that its conversations come in a pass over all domains.
+
+    The table's mean counts each domain alike, while a loss counts each token: what is trained on all of them reads the
+    shortest answers as often as it takes to come near the median.
+    """
+    said = {
+        name: sum(
+            len(one["content"])
+            for messages in read_conversations(folder / f"data/{name}.jsonl", "train", 10**6)
+            for one in messages
+            if one["role"] == "assistant"
+        )
+        for name in domains
+    }
+    middle = statistics.median(said.values())
+    return {name: max(1, round(middle / own)) for name, own in said.items()}
+
+
 def _quietly(_: dict[str, Any]) -> None:
     """Nobody watches."""
 
@@ -58,8 +78,8 @@ def train_experts(folder: Path, domains: Sequence[str], epochs: int) -> tuple[Pa
 
 
 def train_one(folder: Path, domains: Sequence[str], epochs: int) -> tuple[Path, dict[str, Any]]:
-    """One LoRA with as many parameters as all experts have, on the data of all."""
-    data = {"train": [f"data/{name}.jsonl" for name in domains]}
+    """One LoRA with as many parameters as all experts have, on the data of all, as gates read it."""
+    data = [{"train": f"data/{name}.jsonl", "repeat": times} for name, times in repeats(folder, domains).items()]
     experts = {"one": {"rank": RANK * len(domains), "data": data}}
     stages = [{"train": "experts", "epochs": epochs, "learning_rate": EXPERT_RATE}]
     return _train({"experts": experts, "stages": stages}, folder, "one")
@@ -70,7 +90,11 @@ def train_gate(
 ) -> tuple[Path, dict[str, Any]]:
     """A gate over the trained experts, alone or jointly with them."""
     experts = {
-        name: {"adapter": str(folder / "experts" / "experts" / name), "data": f"data/{name}.jsonl"} for name in domains
+        name: {
+            "adapter": str(folder / "experts" / "experts" / name),
+            "data": {"train": f"data/{name}.jsonl", "repeat": times},
+        }
+        for name, times in repeats(folder, domains).items()
     }
     stages = [{"train": stage, "epochs": epochs, "gate_learning_rate": GATE_RATE}]
     if stage == "joint":

@@ -85,7 +85,6 @@ class View:
         self._steps = 0
         self._bar: Any = None
         self._task: Any = None
-        self._experts: list[str] = []
 
     def tell(self, event: dict[str, Any]) -> None:
         """Show what happened. See `train.log.Log`."""
@@ -94,7 +93,7 @@ class View:
             self.warnings.append(told)
             self._out.warn([told])
         elif "steps" in event:
-            self._steps, self._experts = event["steps"], event["experts"]
+            self._steps = event["steps"]
             self._begin(event)
         elif "eval" in event:
             losses = "  ".join(f"{name.removeprefix('eval_')} {loss:.4f}" for name, loss in event["eval"].items())
@@ -113,9 +112,7 @@ class View:
     def _step(self, event: dict[str, Any]) -> None:
         text = f"loss {event['loss']:.4f}  {event['tokens_per_s']:.0f} tokens/s"
         if "load" in event:
-            shares = "  ".join(
-                f"{name} {load:.2f}" for name, load in zip([*self._experts, "none"], event["load"], strict=False)
-            )
+            shares = "  ".join(f"{name} {load:.2f}" for name, load in event["load"].items())
             text += f"  experts in use {event['effective']:.2f}  ({shares})"
         if self._bar:
             self._bar.update(self._task, completed=event["step"], description=f"{event['run']}  {text}")

@@ -37,6 +37,7 @@ class Data(Entry):
         1.0, ge=-100, le=100, allow_inf_nan=False,
         description="Weight that an expert has while it learns from these files, in stages that train experts; not 0.",
     )  # fmt: skip
+    repeat: int = Field(1, ge=1, le=1000, description="Times that each line which is learned from comes in a pass.")
 
     @model_validator(mode="after")
     def _teaches(self) -> Data:

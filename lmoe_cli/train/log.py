@@ -48,7 +48,7 @@ class Log:
         for line in kept:
             self._last |= json.loads(line)
         self._told = frozenset(kept)
-        self._watcher({"run": self._run, "steps": steps, "step": self._after, "experts": list(self._experts)})
+        self._watcher({"run": self._run, "steps": steps, "step": self._after})
         if told:
             self._warn("data-cut", told)
         for path in damaged:
@@ -77,10 +77,7 @@ class Log:
         """What came of the run: the last step's numbers, and those of the final evaluation."""
         self._look_for_collapse()
         known = ("step", "loss", "effective", "entropy", "load")
-        found = {name: self._last[name] for name in known if name in self._last}
-        if "load" in found:
-            found["load"] = dict(zip([*self._experts, "none"], found["load"], strict=False))
-        return {**found, **metrics}
+        return {**{name: self._last[name] for name in known if name in self._last}, **metrics}
 
     def _warn(self, code: str, message: str) -> None:
         self._watcher({"run": self._run, "code": code, "warning": message})

@@ -45,6 +45,7 @@ class Loop(Trainer):  # type: ignore[misc]
         held_out: Name → rows to be judged by.
         stage: Weights of the losses, and the two rates.
         rates: Learning rate of experts and of the gate.
+        experts: Their names.
         tell: Is told of every step of the optimiser.
         callbacks: Of transformers.
     """
@@ -57,6 +58,7 @@ class Loop(Trainer):  # type: ignore[misc]
         held_out: Mapping[str, Rows],
         stage: Stage,
         rates: tuple[float, float],
+        experts: Sequence[str],
         tell: Callable[[dict[str, Any]], None],
         callbacks: Sequence[Any] = (),
     ) -> None:
@@ -74,6 +76,7 @@ class Loop(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._trainee, self._rows, self._held_out, self._stage, self._rates = trainee, rows, held_out, stage, rates
+        self._choices = (*experts, "none")
         self._tell = tell
         self._pending: list[tuple[Losses, int]] = []
         self._rates_now: dict[str, float] = {}
@@ -163,14 +166,15 @@ class Loop(Trainer):  # type: ignore[misc]
                     dist.all_reduce(mean)
                     mean /= self.args.world_size
                 told[name] = float(mean)
-            told["load"] = [round(one, 4) for one in torch.stack([gate.load for gate in gates]).mean(0).tolist()]
+            loads = [round(one, 4) for one in torch.stack([gate.load for gate in gates]).mean(0).tolist()]
+            told["load"] = dict(zip(self._choices, loads, strict=False))
         told |= self._rates_now
         told["memory"] = _memory()
         self._pending.clear()
         self._started = now
         if self.args.report_to:  # what else is to be told, such as TensorBoard
-            loads = {f"load/{number}": load for number, load in enumerate(told.get("load", []))}
-            self.log({name: value for name, value in told.items() if name not in ("load", "step")} | loads)
+            named = {f"load/{name}": load for name, load in told.get("load", {}).items()}
+            self.log({name: value for name, value in told.items() if name not in ("load", "step")} | named)
         if self.is_world_process_zero():
             self._tell(told)
 

@@ -119,7 +119,7 @@ def gather_material(
         message = f"{files}: nothing to learn from" + (f" ({told})" if (told := encoder.tally.told()) else "")
         raise InvalidFileError("data-empty", message, hint="see 'split' on its lines, 'fraction', and 'max_length'")
     told = encoder.tally.told()
-    rows = Rows(spool, range(len(spool)), packs=trainer.packing, length=length, seed=trainer.seed)
+    rows = Rows(spool, list(spool.numbers()), packs=trainer.packing, length=length, seed=trainer.seed)
     held_out: dict[str, Rows] = {}
     for name in dict.fromkeys(source.name for source in sources):
         mine = [source for source in sources if source.name == name]
@@ -138,7 +138,7 @@ def _examples(
     sources: Sequence[Owned], folder: Path, encoder: Encoder, seed: int, *, held_out: bool
 ) -> Iterator[tuple[Owner, Example]]:
     for source in sources:
-        owner = Owner(source.expert, source.data.strength)
+        owner = Owner(source.expert, source.data.strength, source.data.repeat)
         for records in _splits(source.data, folder, seed, held_out=held_out):
             yield from ((owner, example) for example in encoder.examples(records))
 

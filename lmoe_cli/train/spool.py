@@ -2,13 +2,13 @@
 
     token 31 bits, learned 1 bit, little-endian        one word per token, examples one after the other
 
-In memory are only where each example begins, whose it is, and at which strength.
+In memory are only where each example begins, whose it is, at which strength and how often it is learned from.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +32,8 @@ class Owner(NamedTuple):
     """Its number; -1 for data of all."""
     strength: float = 1.0
     """Weight of the expert while it learns from it."""
+    repeat: int = 1
+    """Times that it comes in a pass."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Spool:
         self._starts = array("Q", [0])
         self._experts = array("i")
         self._strengths = array("d")
+        self._repeats = array("H")
         self._lines = array("Q")
         self._files: list[str] = []
         with NewFile(path) as file:
@@ -67,6 +70,7 @@ class Spool:
                 self._starts.append(self._starts[-1] + len(words))
                 self._experts.append(owner.expert)
                 self._strengths.append(owner.strength)
+                self._repeats.append(owner.repeat)
                 name, _, line = example.where.rpartition(":")
                 if name not in self._files[-1:]:
                     self._files.append(name)
@@ -75,6 +79,11 @@ class Spool:
 
     def __len__(self) -> int:
         return len(self._experts)
+
+    def numbers(self) -> Iterator[int]:
+        """The examples of one pass, each as often as it comes in it."""
+        for number, times in enumerate(self._repeats):
+            yield from [number] * times
 
     def length(self, number: int) -> int:
         """Tokens of an example."""
@@ -89,5 +98,5 @@ class Spool:
         words = np.array(self._words[self._starts[number] : self._starts[number + 1]])
         tokens = torch.from_numpy((words & (LEARNED - 1)).astype(np.int64))
         learned = torch.from_numpy((words & LEARNED) != 0)
-        owner = Owner(self._experts[number], self._strengths[number])
+        owner = Owner(self._experts[number], self._strengths[number], self._repeats[number])
         return Spooled(tokens, torch.where(learned, tokens, IGNORED), owner)

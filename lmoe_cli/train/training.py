@@ -183,6 +183,7 @@ def _run(order: Order, run: Run, left: Left, tell: Tell, processes: Any) -> None
             material.held_out,
             run.stage,
             rates,
+            run.experts,
             log.tell,
             callbacks_of(run, config.trainer, held_out=bool(material.held_out)),
         )

@@ -27,9 +27,7 @@ CASES = [
     pytest.param(arch, variant, id=f"{arch}-{variant}", marks=pytest.mark.xdist_group(arch))
     for arch in tiny.ARCHITECTURES
     for variant in tiny.VARIANTS
-    if (arch, variant) not in IMPOSSIBLE
-    and (variant not in ("experts", "gate") or arch in ("qwen3_moe", "mixtral"))
-    and (variant == "lora" or arch not in ALIKE)
+    if (arch, variant) not in IMPOSSIBLE and (variant not in ("experts", "gate") or arch in ("qwen3_moe", "mixtral"))
 ]
 EACH = {
     *(("llama", variant) for variant in tiny.VARIANTS), *((arch, "lora") for arch in tiny.ARCHITECTURES),

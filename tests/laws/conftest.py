@@ -26,7 +26,8 @@ FEW = {
     "fused": {("llama", "lora"), ("llama", "dora"), ("llama", "lora_bias"), ("qwen3", "patterns"), ("gpt2", "lora")},
     "compiled": {("llama", "dora")},
 }
-"""What is asked of each path but the usual one. The interpreter of kernels and the compiler take seconds for each."""
+"""What is asked of each path but the usual one, without `--every`: the interpreter of kernels and the compiler take
+seconds for each."""
 ONCE = {
     *(("llama", variant) for variant in ("lora", "lora_bias", "bias", "head", "ia3", "patterns")),
     *((arch, "lora") for arch in ("gemma3_text", "gpt2", "qwen3_moe")),
@@ -41,14 +42,18 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("path", PATHS, indirect=True)
 
 
-def pytest_collection_modifyitems(items):
-    items[:] = [item for item in items if _is_asked_for(item)]
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("every"):
+        items[:] = [item for item in items if item.path.parent != Path(__file__).parent or _is_asked_for(item)]
 
 
 def _is_asked_for(item):
-    if item.path.parent != Path(__file__).parent or item.path.stem not in LIVE:
+    words = item.callspec.params if hasattr(item, "callspec") else {}
+    if words.get("arch") in cases.ALIKE and words.get("variant", "lora") != "lora":
+        return False
+    if item.path.stem not in LIVE:
         return True
-    path, words = item.callspec.params["path"], item.callspec.params
+    path = words["path"]
     if path == "compiled" and (words.get("arch"), words.get("variant")) in ONCE:
         return item.originalname == "test_one_expert_at_weight_1_is_that_adapter_in_peft"
     return path == "usual" or (words.get("arch", "llama"), words.get("variant", "lora")) in FEW[path]

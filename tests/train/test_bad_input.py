@@ -253,7 +253,7 @@ def test_a_gate_that_sends_all_to_one_expert_has_collapsed(tmp_path):
     told = []
     run(config(tmp_path, stages, gate={"activation": "hard1"}, earlier=begun), tmp_path, tell=told.append)
     assert [event["code"] for event in told if "warning" in event] == ["routing-collapsed"]
-    assert next(event for event in told if "load" in event)["load"] == [1, 0, 0]
+    assert next(event for event in told if "load" in event)["load"] == {"sums": 1, "words": 0, "names": 0}
 
 
 def test_a_collapse_is_told_once_and_not_before_a_run_has_settled(tmp_path):

@@ -147,6 +147,26 @@ def test_data_of_several_strengths_are_parts_of_one_loss(tmp_path):
     assert [len(event["eval"]) for event in told if "eval" in event] == [2]  # both parts are of one expert
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_data_that_repeats_is_a_file_with_each_line_several_times(tmp_path, packing):
+    """What is held out is judged once."""
+    write_data(tmp_path / "words.jsonl", "words")
+    lines = write_data(tmp_path / "sums.jsonl", "sums").read_text().splitlines()
+    often = [line for line in lines for _ in range(1 if "valid" in line else 3)]
+    (tmp_path / "often.jsonl").write_text("\n".join(often) + "\n")
+    made = config(tmp_path, [{"train": "experts", "epochs": 1}], experts=("sums",), trainer={"packing": packing})
+    found, told = [], list[list]()
+    for part in ({"train": "sums.jsonl", "repeat": 3}, {"train": "often.jsonl"}):
+        entry = {"rank": 2, "data": [part, {"train": "words.jsonl"}]}
+        told.append([])
+        own = TrainConfig.model_validate({**made.model_dump(), "experts": {"sums": entry}})
+        found.append(bytes_of(run(own, tmp_path, f"out-{len(found)}", told[-1].append)))
+    assert found[0] == found[1]
+    assert losses(told[0]) == losses(told[1])
+    if not packing:
+        assert len(losses(told[0])) == (3 * 18 + 18) / 4
+
+
 def test_a_fresh_expert_changes_nothing_and_begins_as_written(tmp_path):
     stages = [{"train": "experts", "steps": 1}]
     made = config(tmp_path, stages, experts=("sums",), trainer={"learning_rate": 1e-12})
