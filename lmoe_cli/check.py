@@ -17,7 +17,7 @@ from lmoe_cli.findings import Finding, RefusedError, errors, finding
 from lmoe_cli.loadout.about_router import about_router
 from lmoe_cli.loadout.dequantized import METHOD
 from lmoe_cli.loadout.identity import Match, canonical, compare, same
-from lmoe_cli.loadout.layout import UNBLENDED_EXPERTS, Assignment, Target
+from lmoe_cli.loadout.layout import ONE_EXPERT, UNBLENDED_EXPERTS, Assignment, Target
 from lmoe_cli.loadout.loadout import Expert, Loadout
 from lmoe_cli.loadout.profile import matches, weight_at
 from lmoe_cli.loadout.saved import conflicts
@@ -147,6 +147,11 @@ def _placement(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
     if strange:
         names = _named(item.part.module for item in strange)
         message = f"{expert.name}: changes fused experts, which lmoe cannot blend in {model_type}: {names}"
+        yield finding("experts-unsupported", expert.name, message, "its other modules can be blended")
+    biased = [item for item in placed if "lora_B_bias" in item.part.tensors and ONE_EXPERT.match(item.target.module)]
+    if biased:
+        names = _named(item.part.module for item in biased)
+        message = f"{expert.name}: brings biases for fused experts, which have none of their own: {names}"
         yield finding("experts-unsupported", expert.name, message, "its other modules can be blended")
     misfits = [(item, reason) for item in placed if item not in strange and (reason := _misfit(item))]
     for is_vocabulary in (True, False):

@@ -109,7 +109,8 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         An empty folder beside ``target`` to write into.
 
     Raises:
-        UsageError: ``target`` exists and ``force`` is not set, or it is not one that lmoe writes.
+        UsageError: ``target`` exists, also by the time the block ends, and ``force`` is not set, or it is not one that
+            lmoe writes.
     """
     refuse_existing(target, force=force)
     partial = partial_name(target)
@@ -122,6 +123,8 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         yield partial
         with writing(target):
             _sync_tree(partial)
+        refuse_existing(target, force=force)
+        with writing(target):
             _swap(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -280,7 +283,7 @@ def _swap(partial: Path, target: Path) -> None:
     if not os.path.lexists(target):
         partial.rename(target)
     else:
-        aside = partial_name(target)
+        aside = partial_name(target).with_suffix(".replaced")  # never taken for what may be cleared away
         target.rename(aside)
         try:
             partial.rename(target)

@@ -68,8 +68,16 @@ class Source(ABC):
     def local(self, name: str) -> Path | None:
         """Where a file stands on this machine, if it does."""
 
+    def disregard_damaged(self) -> list[str]:
+        """Take downloaded files that are not what was announced for not there.
+
+        Returns:
+            Their names.
+        """
+        return []
+
     def discard_damaged(self) -> list[str]:
-        """Remove downloaded files that are not what was announced, so that `fetch` brings them again.
+        """Remove such files, so that `fetch` brings them again.
 
         Returns:
             Names of the removed files.
@@ -177,6 +185,7 @@ class Remote(Source):
         super().__init__(ref, repository.commit, None)
         self.repository = repository
         self.token = token
+        self._disregarded: frozenset[str] = frozenset()
 
     @property
     def repository_name(self) -> str:
@@ -190,6 +199,8 @@ class Remote(Source):
         return {name: file.size for name, file in self.repository.files.items()}
 
     def local(self, name: str) -> Path | None:
+        if name in self._disregarded:
+            return None
         return hub.cached_path(self.repository.name, self.repository.commit, name)
 
     def read(self, name: str, limit: int) -> bytes:
@@ -209,8 +220,15 @@ class Remote(Source):
         with files.reading(cached), cached.open("rb") as file:
             return os.pread(file.fileno(), length, start)
 
+    def disregard_damaged(self) -> list[str]:
+        self._disregarded = frozenset(hub.damaged(self.repository, self._cached()))
+        return sorted(self._disregarded)
+
     def discard_damaged(self) -> list[str]:
-        return hub.discard_damaged(self.repository, [name for name in self.sizes if self.local(name)])
+        return hub.discard_damaged(self.repository, self._cached())
+
+    def _cached(self) -> list[str]:
+        return [name for name in self.sizes if self.local(name)]
 
     def fetch(self, names: Collection[str], progress: hub.Progress | None = None) -> Path:
         for name in names:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lmoe_cli import files
+from lmoe_cli.disk import alone_in
 from lmoe_cli.errors import AccessError, InvalidFileError, NotFoundError, ResourceError, UsageError
 
 KILLED = """
@@ -129,6 +130,33 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with files.new_folder(tmp_path / "out") as partial:
         (partial / "config.json").write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_came_meanwhile_is_not_replaced(tmp_path, force):
+    def written():
+        with files.new_folder(tmp_path / "out", force=force) as folder:
+            (folder / "a").write_text("ours")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "b").write_text("theirs")
+
+    with pytest.raises(UsageError) as caught:
+        written()
+    assert caught.value.code == ("output-not-ours" if force else "output-exists")
+    assert (tmp_path / "out" / "b").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path):
+    with alone_in(tmp_path / "work"):
+        with pytest.raises(UsageError) as caught, alone_in(tmp_path / "work"):
+            pass
+        assert caught.value.code == "output-busy"
+        with alone_in(tmp_path / "other"):
+            pass
+    with alone_in(tmp_path / "work"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_folders_that_lmoe_may_have_written_are_replaced(tmp_path):

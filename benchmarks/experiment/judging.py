@@ -49,7 +49,7 @@ def evaluate(recipe: Path, folder: Path, domains: Sequence[str]) -> dict[str, An
 def beside(recipe: Path, other: Path, name: str, folder: Path, domains: Sequence[str]) -> dict[str, Any]:
     """Loss of another recipe on the same base and the same held-out records, and how much less the first one's is."""
     first, second = (resolve(read_recipe(path), str(path), beside=path.parent) for path in (recipe, other))
-    variants = [one for one in plan(first, seed=None, others={name: second}) if one.name in ("recipe", name)]
+    variants = [*(one for one in plan(first, seed=None) if one.name == "recipe"), other(name, second)]
     stage = open_stage(variants, device="cpu")
     files = {domain: folder / "data" / f"{domain}.jsonl" for domain in domains}
     judged = Judged(files, {}, split="valid", limit=None, max_tokens=None, too_long="truncate").read(stage, files)

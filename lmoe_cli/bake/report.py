@@ -11,6 +11,7 @@ from lmoe_cli.bake.write import Written
 from lmoe_cli.errors import LmoeError
 from lmoe_cli.hashes import sha256
 from lmoe_cli.loadout.loadout import Expert, Loadout
+from lmoe_cli.loadout.saved import is_left_out
 from lmoe_cli.source import Source
 
 
@@ -58,8 +59,8 @@ def experts_facts(loadout: Loadout, base_hashes: dict[str, str]) -> dict[str, An
 
 def _expert(loadout: Loadout, expert: Expert) -> dict[str, Any]:
     adapter = expert.adapter
-    used = _used(loadout, expert)
-    if missed := set(adapter.stored) - used:
+    used, left_out = _used(loadout, expert)
+    if missed := set(adapter.stored) - used - left_out:
         raise LmoeError("tensor-dropped", f"{expert.name}: {min(missed)} was not used", hint="report this as a bug")
     return {
         "ref": adapter.ref,
@@ -67,14 +68,17 @@ def _expert(loadout: Loadout, expert: Expert) -> dict[str, Any]:
         "sha256": file_hashes(adapter.weights, _weight_files(adapter)),
         "tensors": len(adapter.stored),
         "matched": len(used & set(adapter.stored)),
+        "left_out": sorted(left_out),
         "modules": len(adapter.parts),
     }
 
 
-def _used(loadout: Loadout, expert: Expert) -> set[str]:
-    parts = [item.part for item in loadout.assignments[expert.name][0]]
-    shared = {tensor.name for tensor in expert.adapter.shared.values()}
-    return shared | {tensor.name for part in parts for tensor in part.tensors.values()}
+def _used(loadout: Loadout, expert: Expert) -> tuple[set[str], set[str]]:
+    """Names of tensors that act, and of those in whose place the recipe takes another expert's."""
+    names: tuple[set[str], set[str]] = ({tensor.name for tensor in expert.adapter.shared.values()}, set())
+    for item in loadout.assignments[expert.name][0]:
+        names[is_left_out(loadout, expert.name, item.part)].update(one.name for one in item.part.tensors.values())
+    return names
 
 
 def _weight_files(adapter: Adapter) -> tuple[str, ...]:

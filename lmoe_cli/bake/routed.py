@@ -124,8 +124,8 @@ def _places(engine: Engine) -> Mapping[str, str]:
     tree, names = Tree(engine.model), {id(place.gates): name for name, place in engine.bank.places.items()}
     found: dict[str, str] = {}
     for target, items in engine.loadout.by_target.items():
-        blended = engine.bank.modules[tree.find(items[0][1]).module]
-        found[target.module] = names.get(id(blended.gates), target.module)
+        blended = engine.bank.modules.get(tree.find(items[0][1]).module)  # none where the recipe leaves all out
+        found[target.module] = names.get(id(blended.gates), target.module) if blended else target.module
     return found
 
 

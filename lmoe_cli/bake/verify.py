@@ -60,7 +60,9 @@ class Verdict:
         return asdict(self)
 
 
-def verify(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Verdict:
+def verify(
+    loadout: Loadout, folder: Path, prompts: tuple[str, ...] = (), *, trust_remote_code: bool = False
+) -> Verdict:
     """Compare a baked model with the live blend.
 
     Args:
@@ -68,6 +70,7 @@ def verify(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Ver
             bitsandbytes' own functions give.
         folder: The checkpoint.
         prompts: To run; the experts' examples and a few general ones when empty.
+        trust_remote_code: Let the base run code of its repository, and what was baked the copy of it.
 
     Raises:
         UsageError: The recipe's method has no live counterpart.
@@ -77,7 +80,7 @@ def verify(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Ver
         hint = "leave out --verify, or use method linear"
         message = f"there is no live blend of method {loadout.recipe.bake.method} to compare with"
         raise UsageError("verify-impossible", message, hint=hint)
-    engine = start(loadout.live, device="cpu", dtype="float32")
+    engine = start(loadout.live, device="cpu", dtype="float32", trust_remote_code=trust_remote_code)
     live = _Live.of(engine, prompts)
     _fold(engine)
     baked = read_base(Folder(str(folder), folder))
@@ -91,7 +94,8 @@ def verify(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Ver
     moved = live.moves(engine.model, list(engine.model.parameters()), rounded, baked.dtype or "float32")
     plain = live.logits_of(engine.detach())
     del engine
-    other = load_model(baked, dtype=torch.float32, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    other = load_model(baked, dtype=torch.float32, device=cpu, trust_remote_code=trust_remote_code)
     return live.judge(other, moved, plain, folder)
 
 
@@ -119,7 +123,9 @@ def _is_rounded_everywhere(base: Base, baked: Base) -> bool:
     return kinds != {STORED_AS.get(baked.dtype or "")}
 
 
-def verify_adapter(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()) -> Verdict:
+def verify_adapter(
+    loadout: Loadout, folder: Path, prompts: tuple[str, ...] = (), *, trust_remote_code: bool = False
+) -> Verdict:
     """Compare a baked adapter, as PEFT runs it, with the live blend.
 
     Args:
@@ -127,11 +133,12 @@ def verify_adapter(loadout: Loadout, folder: Path, prompts: tuple[str, ...] = ()
             would hide in their rounding what is looked for.
         folder: The adapter, cut to no rank.
         prompts: To run; the experts' examples and a few general ones when empty.
+        trust_remote_code: Let the base run code of its repository.
 
     Raises:
         LmoeError: They differ by more than the rounding of its factors. Exit code 1.
     """
-    engine = start(loadout.dequantized.live, device="cpu", dtype="float32")
+    engine = start(loadout.dequantized.live, device="cpu", dtype="float32", trust_remote_code=trust_remote_code)
     live = _Live.of(engine, prompts)
     base = engine.detach()
     del engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +35,8 @@ from lmoe_cli.loadout.recipe import BakeSettings
 
 NewSink = Callable[[float | None], Sink]
 """Takes the norm of the whole change where it is known."""
+Gated = Sequence[tuple[float, Delta]]
+"""Deltas and what they are multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -181,9 +183,12 @@ class _Baker:
             added = bias_update(gated)
             change = None if added is None else (lambda rows: rows.add_(added))
         else:
-            vectors = self._task_vectors(
-                target, "bias", (len(tensor), 1), lambda delta: None if delta.bias is None else _column(delta.bias)
-            )
+
+            def rows_of_bias(own: Gated) -> Rows | None:
+                total = bias_update(own)
+                return None if total is None else _column(total)
+
+            vectors = self._task_vectors(target, "bias", (len(tensor), 1), rows_of_bias)
             change = None if vectors is None else (lambda rows: vectors.add_to(rows[:, None], 0))
         own = sink(None)
         own.add([Block(tensor.numel(), lambda: tensor, change)])
@@ -226,26 +231,27 @@ class _Baker:
             gated = self.terms.gated(target, *stored_at(self.loadout.base, self.reader, target), self.gates)
             return update(gated, transposed=target.transposed)
 
-        def rows_of_delta(delta: Delta) -> Rows | None:
-            alone = update([(1.0, delta)], transposed=target.transposed)
-            if alone is None:
-                return None
+        def change(own: Gated) -> Rows | None:
+            total = update(own, transposed=target.transposed)
+            return None if total is None else partial(_rows_of_change, total, matrix)
 
-            return partial(_rows_of_change, alone, matrix)
-
-        return self._task_vectors(target, "weight", (matrix.shape[0], matrix.shape[1]), rows_of_delta)
+        return self._task_vectors(target, "weight", (matrix.shape[0], matrix.shape[1]), change)
 
     def _task_vectors(
-        self, target: Target, name: str, shape: tuple[int, int], rows_of_delta: Callable[[Delta], Rows | None]
+        self, target: Target, name: str, shape: tuple[int, int], change: Callable[[Gated], Rows | None]
     ) -> TaskVectors | None:
         """What a method makes of the experts' deltas of one tensor, each weighted by gate and rule."""
         deltas: list[Rows] = []
         weights: list[float] = []
         others = dict(enumerate(self.gates))
+        parts: dict[int, list[tuple[float, Delta]]] = {}
         for number, delta, factor in self.terms.parts(target, *stored_at(self.loadout.base, self.reader, target)):
-            if (rows := rows_of_delta(delta)) is not None:
+            parts.setdefault(number, []).append((factor, delta))
+        for number, own in parts.items():  # an expert that names a matrix twice has one delta there, their sum
+            alone = len(own) == 1
+            if (rows := change([(1.0, own[0][1])] if alone else own)) is not None:
                 deltas.append(rows)
-                weights.append(others.pop(number) * factor)
+                weights.append(others.pop(number) * (own[0][0] if alone else 1.0))
         if not deltas:
             return None
         # Seeded per tensor, so that the draws do not depend on which file is written first.

@@ -47,23 +47,26 @@ class BlendedExperts(Blended):
         self, base: nn.Module, terms: Sequence[SliceTerm], gates: Gates, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__(base, gates, (item.term.expert for item in terms))
-        self._low: dict[tuple[str, int], list[_Low]] = {}
+        self._parts: dict[tuple[str, int], list[_Part]] = {}
         for number, item in enumerate(terms):
             delta = item.term.delta
-            assert delta.a is not None, "only low-rank deltas exist for fused experts"
-            assert delta.b is not None, "only low-rank deltas exist for fused experts"
-            self.register_buffer(f"a{number}", delta.a.to(device, dtype))
-            self.register_buffer(f"b{number}", delta.b.to(device, dtype))
-            low = _Low(item.term.expert, getattr(self, f"a{number}"), getattr(self, f"b{number}"), item.rows)
-            self._low.setdefault((item.parameter, item.index), []).append(low)
+            assert delta.bias is None, "fused experts have no biases that adapters may change"
+            assert delta.saved is None, "fused experts are not saved one by one"
+            held: dict[str, Tensor] = {}
+            for name in ("a", "b", "row", "column"):
+                if (tensor := getattr(delta, name)) is not None:
+                    self.register_buffer(f"{name}{number}", tensor.to(device, dtype))
+                    held[name] = getattr(self, f"{name}{number}")
+            part = _Part(item.term.expert, item.rows, **held)
+            self._parts.setdefault((item.parameter, item.index), []).append(part)
 
     def factors(self, expert: int) -> list[tuple[Tensor, Tensor]]:
         """A (r, D) and B (d_out, r) of an adapter on each matrix that reads the tokens themselves."""
         return [
-            (low.a, low.b)
-            for (parameter, _), own in self._low.items()
-            for low in own
-            if low.expert == expert and parameter != "down_proj"
+            (part.a, part.b)
+            for (parameter, _), own in self._parts.items()
+            for part in own
+            if part.expert == expert and parameter != "down_proj" and part.a is not None and part.b is not None
         ]
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -103,21 +106,32 @@ class BlendedExperts(Blended):
     def _linear(self, parameter: str, index: int, x: Tensor, gates: Tensor) -> Tensor:
         base: Any = self.base
         weight: Tensor = getattr(base, parameter)[index]
-        y = x @ weight if getattr(base, "is_transposed", False) else x @ weight.T  # (n, d_out)
-        if getattr(base, "has_bias", False):
-            y = y + getattr(base, f"{parameter}_bias")[index]
-        for low in self._low.get((parameter, index), []):
-            added = (x @ low.a.T * gates[..., low.expert, None].to(x.dtype)) @ low.b.T
-            start, stop = low.rows or (0, y.shape[1])
-            y[:, start:stop] += added
+        weight = weight if getattr(base, "is_transposed", False) else weight.T  # (d_in, d_out)
+        product = x @ weight  # (n, d_out)
+        y = product + getattr(base, f"{parameter}_bias")[index] if getattr(base, "has_bias", False) else product.clone()
+        for part in self._parts.get((parameter, index), []):
+            gate = gates[..., part.expert, None].to(x.dtype)
+            own = slice(*part.rows) if part.rows else slice(None)
+            if part.a is not None and part.b is not None:
+                y[:, own] += (x @ part.a.T * gate) @ part.b.T
+            if part.row is not None:
+                y[:, own] += product[:, own] * (part.row * gate)
+            if part.column is not None:
+                y[:, own] += (x * (part.column * gate)) @ weight[:, own]
         return y
 
 
 @dataclass(frozen=True)
-class _Low:
+class _Part:
+    """What one adapter does to one matrix. See `Delta`."""
+
     expert: int
-    a: Tensor
-    """(R, d_in)."""
-    b: Tensor
-    """(d_out, R)."""
     rows: tuple[int, int] | None
+    a: Tensor | None = None
+    """(R, d_in)."""
+    b: Tensor | None = None
+    """(d_out, R)."""
+    row: Tensor | None = None
+    """(d_out,)."""
+    column: Tensor | None = None
+    """(d_in,)."""

@@ -22,7 +22,7 @@ from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.loadout.layout import Assignment, Target
 from lmoe_cli.loadout.loadout import Expert, Loadout
-from lmoe_cli.loadout.recipe import Take
+from lmoe_cli.loadout.saved import is_left_out
 
 VARIANTS: dict[str, Callable[[Contents], Delta]] = {
     "lora": lora_delta,
@@ -42,6 +42,8 @@ class ExpertWeights:
     def __init__(self, expert: Expert, reader: TensorReader) -> None:
         self.expert = expert
         self._reader = reader
+        self._stacks: dict[str, Tensor] = {}
+        """Tensors of the part that was read last, where experts are stacked in them."""
 
     def delta(self, item: Assignment, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]) -> Delta:
         """What this expert does to one matrix, its own scaling folded in, its weight not.
@@ -68,18 +70,25 @@ class ExpertWeights:
     def _role(self, item: Assignment, role: str) -> Tensor:
         shared = self.expert.adapter.shared
         stored = item.part.tensors[role] if role in item.part.tensors else shared[role]
-        tensor = self._read(stored)
+        tensor = self._stacked(item, role, stored) if item.part.experts > 1 else self._read(stored)
         if role != "saved_weight":  # as large as the base's own: converted a few rows at a time
             tensor = tensor.to(torch.float32)
-        if item.part.experts > 1:
-            rank, number = item.part.rank, item.expert
-            if role == "lora_A":  # (experts x r, d_in): the rank runs fastest
-                tensor = tensor[number * rank : (number + 1) * rank]
-            elif role == "lora_B":  # (d_out, r x experts): the expert runs fastest
-                tensor = tensor.view(tensor.shape[0], rank, -1)[:, :, number]
         if item.rows and role == "lora_B":
             tensor = tensor[slice(*item.rows)]
         return tensor
+
+    def _stacked(self, item: Assignment, role: str, stored: Stored) -> Tensor:
+        """One expert's part of a tensor in which all of a mixture are stacked, which is read once for all of them."""
+        if stored.name not in self._stacks:
+            names = {tensor.name for tensor in item.part.tensors.values()}
+            self._stacks = {name: tensor for name, tensor in self._stacks.items() if name in names}
+            self._stacks[stored.name] = self._read(stored)
+        tensor, rank, number = self._stacks[stored.name], item.part.rank, item.expert
+        if role == "lora_A":  # (experts x r, d_in): the rank runs fastest
+            tensor = tensor[number * rank : (number + 1) * rank]
+        elif role == "lora_B":  # (d_out, r x experts): the expert runs fastest
+            tensor = tensor.view(tensor.shape[0], rank, -1)[:, :, number]
+        return tensor.clone()  # which does not keep the whole alive
 
     def _read(self, stored: Stored) -> Tensor:
         tensor = self._reader.tensor(stored.name)
@@ -113,10 +122,9 @@ class Terms:
         Raises:
             InvalidFileError: A weight of an expert is not finite.
         """
-        policy = self._loadout.recipe.modules_to_save
         for number, item in self._loadout.by_target[target]:
             expert = self._loadout.experts[number]
-            if item.part.kind == "saved" and isinstance(policy, Take) and policy.take != expert.name:
+            if is_left_out(self._loadout, expert.name, item.part):
                 continue
             yield number, self._weights[number].delta(item, weight, bias), expert.profile_at(item.part.module)
 

@@ -123,11 +123,11 @@ class RoutedGates(Gates):
 
     def _give(self, routing: Routing, x: Tensor) -> None:
         values = routing.values
-        if values.dim() == 2:
-            values = values[None]  # (1, N, E)
         if self._turned is not None:
             knobs = self._turned if self._turned.shape[0] == 1 else self._knobs.spread(self._turned, values)
             values = values * knobs
+        if values.dim() == 2:
+            values = values[None]  # (1, N, E)
         if routing.chosen is None and not values.requires_grad:
             values = in_force(values, self.skip_below)
         self.values = values

@@ -53,11 +53,12 @@ class Tree:
         experts = self._module(match["parent"]) if match else None
         if match and experts is not None:
             leaf, index = match["leaf"], int(match["number"])
-            if leaf in HALVES:
-                parameter = "gate_up_proj"
+            if leaf in DOWN:
+                return Location(experts, "down_proj", index)
+            if leaf in HALVES and hasattr(self.modules[experts], "gate_up_proj"):
                 half, middle = HALVES[leaf], item.target.d_out
-                return Location(experts, parameter, index, (half * middle, (half + 1) * middle))
-            return Location(experts, "down_proj" if leaf in DOWN else leaf, index)
+                return Location(experts, "gate_up_proj", index, (half * middle, (half + 1) * middle))
+            return Location(experts, "up_proj" if leaf in HALVES else leaf, index)
         message = f"the model class has no module {item.part.module}"
         hint = "this version of transformers may call it differently"
         raise LmoeError("module-unknown", message, hint=hint, where=item.part.module)

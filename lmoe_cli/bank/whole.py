@@ -1,12 +1,14 @@
 """Small modules that are not linear layers: norms with saved weights or biases, routers of a mixture.
 
 They run with blended parameters, made once per change of gates; rows of a batch with different gates run one after the
-other.
+other, and so do tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lmoe_cli.bank.blended import Blended
-from lmoe_cli.bank.delta import Term, bias_update, update
+from lmoe_cli.bank.delta import Delta, Term, bias_update, update
 from lmoe_cli.bank.gates import Gates
 
 
@@ -48,6 +50,8 @@ class BlendedModule(Blended):
         """
         if not self.is_active:
             return self.base(x, *args, **kwargs)
+        if self.gates.are_of_tokens:
+            return self._by_tokens(x, *args, **kwargs)
         if self.gates.rows == 1:
             return functional_call(self.base, dict(self._parameters_at(0)), (x, *args), kwargs)
         grouped = x.view(self.gates.rows, self.gates.share(x), *x.shape[1:])  # (rows, batch / rows, ...)
@@ -59,17 +63,48 @@ class BlendedModule(Blended):
             return torch.cat(outputs)
         return type(outputs[0])(torch.cat(parts) for parts in zip(*outputs, strict=True))
 
-    def _parameters_at(self, row: int) -> Mapping[str, Tensor]:
-        return {
-            name: self.gates.derived((id(self), row, name), lambda name=name: self._blended(name, row))  # type: ignore[misc]
-            for name, _ in self.base.named_parameters(recurse=False)
-            if name in ("weight", "bias")
-        }
+    def _by_tokens(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the module for all tokens of equal gates together: as many times as there are different ones."""
+        gates = self.gates.values.flatten(0, 1)  # (N, E)
+        flat = x if len(x) == len(gates) else x.flatten(0, 1)  # (N, ...)
+        if len(flat) != len(gates):
+            raise ValueError(f"a batch of shape {tuple(x.shape)} cannot carry gates for {len(gates)} tokens")
+        distinct, which = torch.unique(gates, dim=0, return_inverse=True)
+        outputs = []
+        for number, own in enumerate(distinct.tolist()):
+            parameters = {name: self._blended(name, own) for name in self._names()}
+            outputs.append(functional_call(self.base, parameters, (flat[which == number], *args), kwargs))
 
-    def _blended(self, name: str, row: int) -> Tensor:
+        def joined(parts: Sequence[Tensor]) -> Tensor:
+            total = parts[0].new_empty(len(flat), *parts[0].shape[1:])
+            for number, part in enumerate(parts):
+                total[which == number] = part
+            return total.view(x.shape) if total.shape == flat.shape else total
+
+        if isinstance(outputs[0], Tensor):
+            return joined(outputs)
+        return type(outputs[0])(joined(parts) for parts in zip(*outputs, strict=True))
+
+    def _names(self) -> list[str]:
+        return [name for name, _ in self.base.named_parameters(recurse=False) if name in ("weight", "bias")]
+
+    def _parameters_at(self, row: int) -> Mapping[str, Tensor]:
+        def blended(name: str) -> Tensor:
+            return self._blended(name, self.gates.values[row].tolist())
+
+        return {name: self.gates.derived((id(self), row, name), partial(blended, name)) for name in self._names()}
+
+    def _gated(self, gates: Sequence[float]) -> Iterator[tuple[float, Delta]]:
+        """Gates and deltas; the recipe's factor is folded into all of a delta but a saved matrix."""
+        for term in self.terms:
+            gate = gates[term.expert]
+            yield gate, replace(term.delta, saved=None)
+            if term.delta.saved is not None:
+                yield gate * term.factor, Delta(saved=term.delta.saved)
+
+    def _blended(self, name: str, gates: Sequence[float]) -> Tensor:
         parameter: Tensor = getattr(self.base, name)
-        gates = self.gates.values[row].tolist()
-        terms = [(gates[term.expert] * term.factor, term.delta) for term in self.terms]
+        terms = list(self._gated(gates))
         if name == "bias":
             change = bias_update(terms)
             return parameter if change is None else (parameter + change.to(parameter.device)).to(parameter.dtype)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lmoe_cli.bank.blocks import text_config
 from lmoe_cli.bank.tree import is_packed, scales
 from lmoe_cli.bench.variants import Variant
 from lmoe_cli.bench.work import Prefill, Work
@@ -125,9 +125,10 @@ def _needed(model: nn.Module, variants: Sequence[Variant], variant: Variant, wor
     if parameter.device.type == "cuda":
         others = sum(other.held for other in variants if other is not variant)
         return torch.cuda.max_memory_allocated(parameter.device) - others
-    config: Any = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config = text_config(model)
+    all_heads = getattr(config, "num_attention_heads", 0)  # none where there is no attention
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(1, all_heads)
     cache = 2 * config.num_hidden_layers * heads * width * work.held_tokens
     weights = sum(item.nbytes for item in _held(model))
     return int(weights + variant.held + cache * parameter.element_size())

@@ -9,6 +9,7 @@ from typing import Any
 from lmoe_cli.chat.events import Event, Facts, Note, weights_text
 from lmoe_cli.chat.quoted import message
 from lmoe_cli.chat.session import CONTINUES, Session
+from lmoe_cli.disk import expanded
 from lmoe_cli.errors import UsageError
 from lmoe_cli.findings import RefusedError
 from lmoe_cli.loadout.routers import Scope
@@ -226,7 +227,7 @@ def _path(example: str, argument: str) -> tuple[Path, bool]:
     name = argument.replace("--force", "").strip() if force else argument
     if not name:
         raise UsageError("usage", f"{example.partition(' ')[0]} needs a path", hint=example)
-    return Path(name).expanduser(), force
+    return expanded(name), force
 
 
 def greeting(session: Session) -> Iterator[Event]:

@@ -121,7 +121,18 @@ def bake(
         out.warn(item for item in again if item not in findings)
         out.say(chosen.meaning)
     if kind == "adapter":
-        report = _adapter(out, loadout, folder, rank, dtype, target, verify=verify, force=force, routed=routed)
+        report = _adapter(
+            out,
+            loadout,
+            folder,
+            rank,
+            dtype,
+            target,
+            verify=verify,
+            force=force,
+            routed=routed,
+            trusts=trust_remote_code,
+        )
     else:
         files_at_once = jobs or min(os.cpu_count() or 1, MOST_JOBS)
         report = _model(
@@ -136,6 +147,7 @@ def bake(
             force=force,
             told=told,
             routed=routed,
+            trusts=trust_remote_code,
         )
     if asked.recipe:
         fixed.save_recipe(out, loadout, asked.recipe, force=force)
@@ -212,6 +224,7 @@ def _model(
     force: bool,
     told: Mapping[str, Any],
     routed: Mapping[str, Any],
+    trusts: bool,
 ) -> dict[str, Any]:
     from lmoe_cli.bake.model import bake_model
     from lmoe_cli.bake.plan import parse_size
@@ -220,7 +233,7 @@ def _model(
     def verified(written: Path) -> dict[str, Any]:
         drawn.close()
         out.say("comparing with the live blend …")
-        return compare(loadout, written).as_dict()
+        return compare(loadout, written, trust_remote_code=trusts).as_dict()
 
     with bar(out, "baking") as drawn:
         report = bake_model(
@@ -262,13 +275,14 @@ def _adapter(
     verify: bool,
     force: bool,
     routed: Mapping[str, Any],
+    trusts: bool,
 ) -> dict[str, Any]:
     from lmoe_cli.bake.adapter import bake_adapter
     from lmoe_cli.bake.verify import verify_adapter
 
     def verified(written: Path) -> dict[str, Any]:
         out.say("comparing with the live blend …")
-        return verify_adapter(loadout, written).as_dict()
+        return verify_adapter(loadout, written, trust_remote_code=trusts).as_dict()
 
     report = bake_adapter(
         loadout,

@@ -192,6 +192,8 @@ def _recipe(
     from lmoe_cli.bench import variants
     from lmoe_cli.engine.build import start
 
+    if not loadout.experts and (asked.top or asked.with_peft):
+        raise UsageError("usage", "--top and --peft need experts", hint="leave them out, or name some")
     scope = loadout.recipe.router.scope
     if scope != "token":
         loadout = replace(loadout.live, experts=loadout.experts[: asked.count])

@@ -10,7 +10,8 @@ import click
 
 from lmoe_cli.cli import params
 from lmoe_cli.cli.output import Output, show_findings, size
-from lmoe_cli.findings import Finding, RefusedError, errors
+from lmoe_cli.errors import LmoeError
+from lmoe_cli.findings import Finding, RefusedError, errors, from_error
 
 MAX_PAIRS = 20
 """Pairs of experts that a person is shown: first those of different bases, then those that share most."""
@@ -49,8 +50,9 @@ def check(
             found = resolve(recipe, request.origin, beside=request.beside, token=token)
             report = check_loadout(found, trust_remote_code=trust_remote_code)
             findings, code = report.findings, 0 if report.ok else 1
-        except RefusedError as error:
-            report, findings, code = Report((), (), {}), error.findings, error.exit_code
+        except LmoeError as error:
+            told_of = error.findings if isinstance(error, RefusedError) else (from_error(error),)
+            report, findings, code = Report((), (), {}), tuple(told_of), error.exit_code
         data.append(_facts(request.origin, report, findings, ok=code == 0))
         told += findings
         codes.append(code)

@@ -137,7 +137,7 @@ def evaluate(
     from lmoe_cli.cli.retrain import control
     from lmoe_cli.data.records import data_hash
     from lmoe_cli.evaluate.page import page as made
-    from lmoe_cli.evaluate.variants import open_stage, plan
+    from lmoe_cli.evaluate.variants import open_stage, other, plan
 
     if before:
         before.require_files({name: data_hash(path) for name, path in judged.data.items()})
@@ -154,10 +154,11 @@ def evaluate(
         },
     }  # fmt: skip
     new = [Path(text) for text in retrain]
+    variants = plan(loadout, without=without, seed=None if no_random else seed)
+    suites = _suites(tasks, include_path, variants)
     with control(new, judged, loadout, retrain_epochs or 3.0, retrain_rate or 2e-4, seed, placing, out) as made_anew:
         data["retrained"] = made_anew.facts
-        variants = plan(loadout, without=without, seed=None if no_random else seed, others=made_anew.others)
-        suites = _suites(tasks, include_path, variants)
+        variants += [other(name, anew) for name, anew in made_anew.others.items()]
         with bar(out, "fetching") as fetched:
             stage = open_stage(
                 variants, device=placing.device, dtype=placing.dtype, quantize=placing.quantize,

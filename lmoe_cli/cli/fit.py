@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -141,7 +142,7 @@ def fit(
         for (name, pattern), before_, after_ in zip(split.parts, start, found, strict=True)
     ]
     _show(out, parts, {"fitted on": train, "held out": kept})
-    out.say(f"{target}: written; next: lmoe eval {target} --data …")
+    out.say(f"{target}: written; next: lmoe eval {quote(str(target))} --data …")
     settings = {
         "groups": groups, "steps": steps, "rate": rate, "held_out": held_out, "limit": limit, "seed": seed,
     }  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
 
 from lmoe_cli.cli import params
 from lmoe_cli.cli.output import Output, show_findings
+from lmoe_cli.disk import expanded, reading
 from lmoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def init(file: Path, adapters: tuple[str, ...], base: str | None, force: bool, t
     findings = [item for adapter in found for item in adapter.findings]
     if not out.as_json:
         show_findings(findings)
-    out.say(f"{file}: {len(experts)} experts on {chosen}; next: lmoe check {file}")
+    out.say(f"{file}: {len(experts)} experts on {chosen}; next: lmoe check {quote(str(file))}")
     out.finish({"file": str(file), "recipe": recipe.model_dump(mode="json", exclude_defaults=True)}, findings)
 
 
@@ -75,14 +77,25 @@ def _base(adapters: list[Adapter]) -> str:
     if other:
         message = f"the adapters name different bases: {claims[0]} and {other}"
         raise UsageError("base-needed", message, hint="--base REF, and accept_base in the recipe")
-    return claims[0]
+    return _as_reference(claims[0])
+
+
+def _as_reference(claim: str) -> str:
+    """What an adapter claims as its base, so that it means the Hub where it can, whatever folders are here."""
+    from lmoe_cli import hub
+
+    is_unclear = hub.NAME.fullmatch(claim) and ("/" not in claim or Path(claim).exists())
+    return f"hf://{claim}" if is_unclear else claim
 
 
 def _kept(ref: str, file: Path) -> str:
     """A reference as it must stand in the recipe: folders relative to it where they lie below it."""
-    path = Path(ref).expanduser()
-    if ref.startswith(("demo:", "hf://")) or not path.is_dir():
+    if ref.startswith(("demo:", "hf://")):
         return ref
+    path = expanded(ref)
+    with reading(path):
+        if not path.is_dir():
+            return ref
     here = file.parent.resolve()
     real = path.resolve()
     return f"./{real.relative_to(here).as_posix()}" if real.is_relative_to(here) else str(real)

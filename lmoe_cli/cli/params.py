@@ -127,6 +127,9 @@ def requests(recipes: Sequence[Path], blend: Blend) -> list[Request]:
         raise UsageError(
             "usage", "a recipe and --base/--expert exclude each other", hint="put the experts into the file"
         )
+    if blend.accept_base and not blend.experts:
+        hint = "in a recipe an expert has 'accept_base'"
+        raise UsageError("usage", "--accept-base goes with --base and --expert", hint=hint)
     if blend.is_given:
         return [Request("the command line", None, lambda: _spoken(blend))]
     if not recipes:

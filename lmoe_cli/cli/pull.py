@@ -52,7 +52,7 @@ def pull(
     """
     if revision and (len(targets) > 1 or Path(targets[0]).suffix in RECIPES):
         raise UsageError("usage", "--revision needs exactly one REF", hint="write REF@REVISION instead")
-    plan = Plan(revision, token, out, with_base=with_base, allow_pickle=allow_pickle)
+    plan = Plan(revision, token, out, with_base=with_base, allow_pickle=allow_pickle, dry_run=dry_run)
     for target in targets:
         with plan.attempt():
             if Path(target).suffix in RECIPES:
@@ -72,7 +72,7 @@ def pull(
 
 @dataclass(frozen=True)
 class Wanted:
-    """An adapter or a base, and the files to fetch for it."""
+    """An adapter, a base or a trained router, and the files to fetch for it."""
 
     source: Source
     names: tuple[str, ...]
@@ -93,13 +93,21 @@ class Plan:
     """What is to be fetched, read from headers alone, and every reason not to begin."""
 
     def __init__(
-        self, revision: str | None, token: str | None, out: Output, *, with_base: bool, allow_pickle: bool
+        self,
+        revision: str | None,
+        token: str | None,
+        out: Output,
+        *,
+        with_base: bool,
+        allow_pickle: bool,
+        dry_run: bool,
     ) -> None:
         self.revision = revision
         self.token = token
         self.out = out
         self.with_base = with_base
         self.allow_pickle = allow_pickle
+        self.dry_run = dry_run
         self.wanted: list[Wanted] = []
         self.problems: list[Finding] = []
         self.exit_code = 0
@@ -115,13 +123,17 @@ class Plan:
             self.exit_code = self.exit_code or error.exit_code
 
     def add_recipe(self, path: Path) -> None:
-        """The adapters of a recipe, and its base where that was asked for."""
+        """The adapters and the trained router of a recipe, and its base where that was asked for."""
         from lmoe_cli.loadout.parse import read_recipe
+        from lmoe_cli.loadout.routers import GateRouter
 
         recipe = read_recipe(path)
         for entry in recipe.experts.values():
             with self.attempt():
                 self.add_adapter(entry.adapter, path.parent)
+        if isinstance(recipe.router, GateRouter):
+            with self.attempt():
+                self.add_router(recipe.router.artefact, path.parent)
         if self.with_base:
             self.add_base(recipe.base, path.parent)
 
@@ -146,12 +158,20 @@ class Plan:
         base = read_base(source)
         self._add(Wanted(source, base.files, base=base))
 
+    def add_router(self, ref: str, beside: Path | None) -> None:
+        """A trained router."""
+        from lmoe_cli.loadout.trained import read_gate
+
+        source = self._open(ref, None, beside)
+        self._add(Wanted(source, read_gate(source).files))
+
     def _open(self, ref: str, revision: str | None, beside: Path | None) -> Source:
+        """What a reference means, without those of its files that are here and damaged."""
         from lmoe_cli.source import open_source
 
         source = open_source(ref, revision=revision, token=self.token, beside=beside)
-        for name in source.discard_damaged():
-            self.out.say(f"{source.where(name)}: what the cache holds is damaged; fetching it again")
+        for name in source.disregard_damaged() if self.dry_run else source.discard_damaged():
+            self.out.say(f"{source.where(name)}: what the cache holds is damaged, to be fetched again")
         return source
 
     def _add(self, wanted: Wanted) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -132,5 +133,5 @@ def _fetch(out: Output, old: Loadout, new: Loadout, *, trust_remote_code: bool) 
 
 
 def _end(out: Output, told: dict[str, Any]) -> None:
-    out.say(f"next: lmoe check {told['recipe']}")
+    out.say(f"next: lmoe check {quote(told['recipe'])}")
     out.finish(told)

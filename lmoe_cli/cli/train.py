@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -67,7 +68,7 @@ def train(
     for name, told in report["runs"].items():
         numbers = [(key, value) for key, value in told.items() if isinstance(value, float | int)]
         out.facts(name, [(key, f"{value:.4g}") for key, value in numbers])
-    out.say(f"{target}: {', '.join(report['wrote'])}; next: lmoe chat --loadout {target / 'recipe.yaml'}")
+    out.say(f"{target}: {', '.join(report['wrote'])}; next: lmoe chat --loadout {quote(str(target / 'recipe.yaml'))}")
     out.finish({"out": str(target), **report}, view.warnings)
 
 

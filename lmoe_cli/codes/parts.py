@@ -18,6 +18,9 @@ FILES = {
     "file-too-large": error("A config is larger than any honest one.", AUTHOR),
     "too-many-files": error("The folder holds more files than an adapter or model can.", "Name its own folder."),
     "output-exists": error("What should be written exists.", "Choose another name, or replace it with `--force`."),
+    "output-busy": error(
+        "Another process of lmoe works on what should be written.", "Wait, or choose another `--out`."
+    ),
     "output-not-ours": error("`--force` would replace a folder that lmoe did not bake.", "Choose another `--out`."),
     "output-is-input": error("A bake would replace a folder of its own loadout.", "Choose another `--out`."),
     "disk-full": error("There is no room. Nothing half-written is left.", "Free some space."),

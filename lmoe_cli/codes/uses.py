@@ -102,6 +102,9 @@ TRAIN = {
     "targets-missing": error("The base has no linear layers of those names.", "See its layers in the hint."),
     "training-unfinished": error("A training was begun there and is not done.", "`--resume`, or `--force`."),
     "nothing-to-resume": error("No training was begun there.", "Leave `--resume` out."),
+    "device-index": error(
+        "Training takes the first devices that it sees, one per process.", "Choose them with `CUDA_VISIBLE_DEVICES`."
+    ),
     "shard-alone": error("A base cannot be spread over a single process.", "Run it under torchrun."),
     "shard-quantized": error("A quantised base cannot be spread over processes.", "Leave `shard` out."),
     "packing-leaks": error("On this base examples in one row would see each other.", "Leave `packing` out."),
@@ -142,7 +145,7 @@ BAKE = {
 EVALUATE = {
     "data-cut": warning("Records were cut off at the limit, or left out.", "`--max-tokens` and `--too-long`."),
     "interval-missing": warning("One record tells nothing of others, so there is no interval.", "More records."),
-    "eval-seen": warning("The recipe's gate was trained on what it is judged by.", "`--split valid`, or another file."),
+    "eval-seen": warning("The router was made from what it is judged by.", "`--split valid`, or another file."),
     "eval-unrouted": warning("A router that decides by prompts had no say in texts.", "Records with `messages`."),
     "retrained-size": warning(
         "One LoRA trained anew has more than 5 % more or fewer numbers than the experts together.",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmoe_cli import hashes
+from lmoe_cli.disk import is_there
 from lmoe_cli.engine.prompt import Message
 from lmoe_cli.errors import InvalidFileError, NotFoundError
 from lmoe_cli.files import opened
@@ -63,7 +64,7 @@ def read_records(path: Path) -> Iterator[Record]:
         NotFoundError: It is not there.
         InvalidFileError: It holds no record, or a line of it is none.
     """
-    if not path.exists():
+    if not is_there(path):
         hint = "check the spelling and the folder"
         raise NotFoundError("not-found", f"{path}: no such data file", hint=hint, where=str(path))
     is_empty = True

@@ -99,7 +99,9 @@ def start(
         raise UsageError("compile-unsupported", message, hint="leave --compile out")
     bank = build_bank(model, loadout, kind, share_of(loadout))
     weights = {expert.name: expert.weight for expert in loadout.experts}
-    engine = Engine(loadout, model, bank, registry.load(router)(router, weights), compiles=compiles)
+    engine = Engine(
+        loadout, model, bank, registry.load(router)(router, weights), compiles=compiles, trusts=trust_remote_code
+    )
     is_quantized = bool(quantize or loadout.base.quantization)
     if is_quantized and place.type == "cpu":
         require_quantized_runs(loadout.base, model)

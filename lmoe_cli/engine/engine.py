@@ -38,12 +38,21 @@ class Engine(Wording):
         bank: The experts.
         router: What produces the gates.
         compiles: Let torch compile the steps of answers.
+        trusts: Let the tokenizer run code of its repository.
     """
 
     def __init__(
-        self, loadout: Loadout, model: nn.Module, bank: Bank, router: StaticRouter, *, compiles: bool = False
+        self,
+        loadout: Loadout,
+        model: nn.Module,
+        bank: Bank,
+        router: StaticRouter,
+        *,
+        compiles: bool = False,
+        trusts: bool = False,
     ) -> None:
         self.loadout = loadout
+        self.trusts = trusts
         self.model = model
         self.bank = bank
         self.router = router
@@ -164,11 +173,12 @@ class Engine(Wording):
             return
         if self.router.scope != "fixed":
             message = f"the router '{self.router.settings.type}' decides per {self.router.scope}: nothing stays folded"
-            raise UsageError("router-dynamic", message, hint="leave out --fold")
+            raise UsageError("router-dynamic", message, hint="bake it: --mean-gates, or --prompt")
         worn = self._worn
         self._wear({})
         try:
-            self._folded = fold(self.model, self.loadout, self.weights)
+            gates = self.router.gates()[0].tolist()
+            self._folded = fold(self.model, self.loadout, dict(zip(self.weights, gates, strict=True)))
         except BaseException:
             self._wear(worn)
             raise

@@ -19,11 +19,13 @@ class Wording:
 
     loadout: Loadout
     model: nn.Module
+    trusts: bool
+    """Its tokenizer may run code of its repository."""
 
     @cached_property
     def tokenizer(self) -> Any:
         """The base's tokenizer, of transformers."""
-        return load_tokenizer(self.loadout.base)
+        return load_tokenizer(self.loadout.base, trust_remote_code=self.trusts)
 
     @cached_property
     def context(self) -> int:

@@ -10,7 +10,7 @@ the mean of their d counts every domain the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def draws(count: int, resamples: int, seed: int) -> list[Tensor]:
+def draws(count: int, resamples: int, seed: int) -> Iterator[Tensor]:
     """How often each record is drawn.
 
     Args:
@@ -36,18 +36,16 @@ def draws(count: int, resamples: int, seed: int) -> list[Tensor]:
         resamples: R.
         seed: Of the draws.
 
-    Returns:
+    Yields:
         Blocks of (some, N), float64, R rows in all.
     """
     generator = torch.Generator().manual_seed(seed)
     step = max(1, AT_ONCE // count)
-    blocks = []
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         drawn = torch.randint(count, (rows, count), generator=generator)
         often = torch.zeros(rows, count, dtype=torch.float64)
-        blocks.append(often.scatter_add_(1, drawn, torch.ones_like(often)))
-    return blocks
+        yield often.scatter_add_(1, drawn, torch.ones_like(often))
 
 
 def resampled(sums: Tensor, counts: Tensor, resamples: int, seed: int) -> Tensor | None:

@@ -97,7 +97,12 @@ def rows_of(engine: Engine, cases: Sequence[Case]) -> list[Row]:
     for row in whole:
         messages, turns = cases[row.case].record.messages, cases[row.case].record.learned
         spans = list(runs(row.learned))
-        if len(spans) != len(turns):  # what was cut off, or turns side by side: all by the first prompt
+        firsts = [turn for turn in turns if turn - 1 not in turns]
+        if len(spans) < len(turns) == len(firsts):  # the last ones were cut off
+            turns = turns[: len(spans)]
+        elif len(spans) == len(firsts):  # turns side by side, as one answer to one prompt
+            turns = firsts
+        elif len(spans) != len(turns):  # both: all by the first prompt
             spans, turns = [(0, len(row.learned))], turns[:1] or [0]
         for (start, stop), turn in zip(spans, turns, strict=True):
             own = torch.zeros_like(row.learned)

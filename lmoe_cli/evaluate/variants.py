@@ -56,20 +56,13 @@ def as_written(loadout: Loadout, plain: Loadout) -> Loadout:
     return loadout.live if has_rules else plain
 
 
-def plan(
-    loadout: Loadout,
-    *,
-    without: Sequence[str] = (),
-    seed: int | None = 0,
-    others: Mapping[str, Loadout] | None = None,
-) -> list[Variant]:
+def plan(loadout: Loadout, *, without: Sequence[str] = (), seed: int | None = 0) -> list[Variant]:
     """All variants of a loadout, those on the same bank next to each other.
 
     Args:
         loadout: Of the recipe.
         without: Experts to leave out, each in a variant of its own.
         seed: Of the random experts; None for none.
-        others: Name → another loadout on the same base, such as one LoRA of the same size trained on the same data.
 
     Raises:
         NotFoundError: There is no expert of a name in ``without``.
@@ -92,10 +85,13 @@ def plan(
         found.append(Variant(f"without {name}", "without", written, {**weights, name: 0.0}, name))
     if names and seed is not None:
         found.append(Variant("random", "random", written, weights, noise=seed))
-    for name, other in (others or {}).items():
-        own = {expert.name: expert.weight for expert in other.experts}
-        found.append(Variant(name, "other", as_written(other, other), own))
     return found
+
+
+def other(name: str, loadout: Loadout) -> Variant:
+    """Another loadout on the same base, such as one LoRA of the same size trained on the same data."""
+    weights = {expert.name: expert.weight for expert in loadout.experts}
+    return Variant(name, "other", as_written(loadout, loadout), weights)
 
 
 class Stage:
@@ -118,13 +114,14 @@ class Stage:
 
     def _change(self, variant: Variant) -> None:
         known = {name: value for name, value in vars(self.engine).items() if name == "tokenizer"}  # slow to read again
+        trusts = self.engine.trusts
         self.engine.detach()
         del self.engine  # at most one bank is in memory
         loadout, router = variant.loadout, variant.loadout.recipe.router
         change = None if variant.noise is None else noise(variant.noise, [expert.name for expert in loadout.experts])
         bank = build_bank(self.model, loadout, self._dtype, share_of(loadout), change)
         weights = {expert.name: expert.weight for expert in loadout.experts}
-        self.engine = Engine(loadout, self.model, bank, registry.load(router)(router, weights))
+        self.engine = Engine(loadout, self.model, bank, registry.load(router)(router, weights), trusts=trusts)
         vars(self.engine).update(known)
         self._noise = variant.noise
 

@@ -13,7 +13,7 @@ from lmoe_cli.hub.cache import (
     discard,
     is_cached,
 )
-from lmoe_cli.hub.download import Progress, discard_damaged, download
+from lmoe_cli.hub.download import Progress, damaged, discard_damaged, download
 from lmoe_cli.hub.repository import NAME, RemoteFile, Repository, look_up, read_range
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Repository",
     "cached_path",
     "cached_repositories",
+    "damaged",
     "damaged_repositories",
     "delete",
     "discard",

@@ -63,15 +63,22 @@ def discard_damaged(repository: Repository, names: Collection[str]) -> list[str]
     Returns:
         Names of the removed files.
     """
-    removed = []
+    found = damaged(repository, names)
+    for path in found.values():
+        discard(repository.name, path)
+    return list(found)
+
+
+def damaged(repository: Repository, names: Collection[str]) -> dict[str, Path]:
+    """Cached files that are not what the Hub announced: name → where it stands."""
+    found = {}
     for name in names:
         announced = repository.files[name]
         content = repository_folder(repository.name) / "blobs" / (announced.content_name or "")
         path = cached_path(repository.name, repository.commit, name) or (content if content.is_file() else None)
         if path and _difference(path, announced):
-            discard(repository.name, path)
-            removed.append(name)
-    return removed
+            found[name] = path
+    return found
 
 
 def _download_file(repository: Repository, name: str, token: str | None, progress: Progress | None) -> None:

@@ -18,6 +18,9 @@ PACKAGE = "sentence_transformers"
 MOST = 64
 """Texts of a file that are read: their mean is what counts, and each is computed when the loadout is loaded."""
 MAX_LINE_BYTES = 1 << 20
+JSON = (".jsonl", ".json", ".ndjson")
+HELD_OUT = ("valid", "test")
+"""Splits that nothing is made of, since an evaluation may judge by them."""
 
 
 def texts_of(expert: Expert, folder: Path | None) -> list[str]:
@@ -62,7 +65,7 @@ def _file(path: Path) -> list[str]:
                 where = f"{path}:{number}"
                 raise InvalidFileError("data-invalid", f"{where}: longer than any honest line", where=where)
             if line.strip():
-                found += _line(line.strip(), f"{path}:{number}", is_json=path.suffix in (".jsonl", ".json"))
+                found += _line(line.strip(), f"{path}:{number}", is_json=path.suffix.lower() in JSON)
             if len(found) >= MOST:
                 break
     return found[:MOST]
@@ -76,6 +79,8 @@ def _line(line: bytes, where: str, *, is_json: bool) -> list[str]:
             message = f"{where}: byte {error.start} is not UTF-8"
             raise InvalidFileError("data-invalid", message, hint="save the file as UTF-8", where=where) from error
     entry = parse_object(line, where)
+    if entry.get("split") in HELD_OUT:
+        return []
     messages: Any = entry.get("messages")
     if isinstance(own := entry.get("text"), str) and own.strip():
         return [own]

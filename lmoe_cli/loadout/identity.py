@@ -89,10 +89,13 @@ def compare(claim: str | None, base: Base) -> Match:
 
 def _compare_weights(claimed: Path, base: Base) -> Match:
     """Read the beginnings of the largest tensors of two models that are both here."""
-    if not (base.source.path and claimed.is_dir()):
+    try:
+        if not (base.source.path and claimed.is_dir()):
+            return Match.UNKNOWN
+        if claimed.samefile(base.source.path):
+            return Match.SAME
+    except OSError:  # a folder that may not be looked into, such as somebody's home
         return Match.UNKNOWN
-    if claimed.samefile(base.source.path):
-        return Match.SAME
     try:
         other = read_base(Folder(str(claimed), claimed))
         largest = sorted(base.stored.values(), key=lambda tensor: (-tensor.info.size, tensor.name))[:SAMPLES]

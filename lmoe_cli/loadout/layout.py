@@ -28,6 +28,7 @@ INTERLEAVED_EXPERTS = ("gpt_oss",)
 """model_types whose fused gate and up projections alternate row by row."""
 HALVES = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1}
 """Which half of a fused ``gate_up_proj`` an expert's own projection is."""
+UP = tuple(name for name, half in HALVES.items() if half == 1)
 DOWN = ("down_proj", "w2")
 RENAMED = (
     (".block_sparse_moe.input_linear", ".mlp.experts.gate_up_proj"),
@@ -151,9 +152,11 @@ class Layout:
             return
         if self.model_type in INTERLEAVED_EXPERTS:
             return
-        fused = "gate_up_proj" if leaf in HALVES else "down_proj"
-        for target in self._slices(parent, fused, number):
-            half = HALVES.get(leaf)
+        half = HALVES.get(leaf)
+        targets = list(self._slices(parent, "down_proj" if half is None else "gate_up_proj", number))
+        if not targets and leaf in UP:  # experts without a gate
+            half, targets = None, list(self._slices(parent, "up_proj", number))
+        for target in targets:
             if half is None:
                 yield Assignment(part, target)
             else:
@@ -186,7 +189,7 @@ class Layout:
 
     def _split(self, part: Part, parent: str, leaf: str, number: int) -> Iterator[Assignment]:
         """The same expert where the checkpoint stores its projections one by one."""
-        names = sorted(HALVES, key=lambda name: HALVES[name]) if leaf == "gate_up_proj" else DOWN
+        names = {"gate_up_proj": sorted(HALVES, key=lambda name: HALVES[name]), "up_proj": UP}.get(leaf, DOWN)
         start = 0
         for name in names:
             stored = self.tensor(f"{parent}.{number}.{name}")

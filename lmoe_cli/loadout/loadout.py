@@ -119,7 +119,7 @@ class Loadout:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over what decides the function that is computed, apart from the weights of the experts."""
+        """SHA-256 over what decides the function that is computed: the recipe, and which files it means."""
 
         def identity(source: Source, stored: Mapping[str, Any]) -> list[Any]:
             place_ = str(source.path.resolve()) if isinstance(source, Folder) else source.ref
@@ -130,8 +130,7 @@ class Loadout:
         for expert in self.experts:
             parts.append([expert.name, expert.entry.model_dump(mode="json")])
             parts.append(identity(expert.adapter.source, expert.adapter.stored))
-        if self.recipe.router.scope == "token":
-            parts.append([self.recipe.router.model_dump(mode="json")])
+        parts.append([self.recipe.model_dump(mode="json", include={"router", "modules_to_save", "skip_below"})])
         if self.gate:
             parts.append(identity(self.gate.source, self.gate.stored))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
 from lmoe_cli import files
+from lmoe_cli.disk import is_there
 from lmoe_cli.errors import NotFoundError
 from lmoe_cli.findings import Finding, RefusedError, finding
 from lmoe_cli.loadout import text
@@ -28,7 +29,7 @@ def read_recipe(path: Path) -> Recipe:
         NotFoundError: It is not there.
         RefusedError: Not YAML, or not a recipe. Every finding begins with ``file:line:column``. Exit code 2.
     """
-    if not path.exists():
+    if not is_there(path):
         hint = "lmoe init FILE --from ADAPTER… writes one"
         raise NotFoundError("not-found", f"{path}: no such recipe", hint=hint, where=str(path))
     return parse_recipe(text.parse_yaml(files.read_bytes(path, text.MAX_BYTES), str(path)))

@@ -12,12 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmoe_cli.adapter.adapter import Adapter
+from lmoe_cli.adapter.contents import Part
 from lmoe_cli.checkpoint.index import Stored
 from lmoe_cli.checkpoint.packed import Packed
 from lmoe_cli.files import opened
 from lmoe_cli.findings import Finding, finding
 from lmoe_cli.loadout.base import Base
 from lmoe_cli.loadout.layout import Assignment
+from lmoe_cli.loadout.recipe import Take
 from lmoe_cli.source import Source
 
 if TYPE_CHECKING:
@@ -58,6 +60,17 @@ def is_unread(item: Assignment, adapter: Adapter, base: Base) -> bool:
     )
 
 
+def is_left_out(loadout: Loadout, expert: str, part: Part) -> bool:
+    """Whether the recipe takes another expert's whole modules in place of this part."""
+    policy = loadout.recipe.modules_to_save
+    return is_whole(part) and isinstance(policy, Take) and policy.take != expert
+
+
+def is_whole(part: Part) -> bool:
+    """Whether a part is a whole module, rather than a bias that was trained beside others."""
+    return part.kind == "saved" and SAVED[0] in part.tensors
+
+
 def conflicts(loadout: Loadout) -> Iterator[Finding]:
     """Modules that several experts bring whole: an error where the recipe does not say how to join them.
 
@@ -66,9 +79,7 @@ def conflicts(loadout: Loadout) -> Iterator[Finding]:
     if loadout.recipe.modules_to_save != "refuse":
         return
     for target, items in loadout.by_target.items():
-        owners = [
-            (number, item) for number, item in items if item.part.kind == "saved" and SAVED[0] in item.part.tensors
-        ]
+        owners = [(number, item) for number, item in items if is_whole(item.part)]
         if len(owners) < 2:
             continue
         names = [loadout.experts[number].name for number, _ in owners]

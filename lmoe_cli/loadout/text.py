@@ -90,7 +90,7 @@ class _Reader:
     def fail(self, place: Place, reason: str) -> NoReturn:
         where = f"{self.name}:{place.line}:{place.column}"
         raise RefusedError(
-            f"{self.name}: not a recipe", [finding("yaml-invalid", where, f"{where}: {reason}")], exit_code=2
+            f"{self.name}: not readable", [finding("yaml-invalid", where, f"{where}: {reason}")], exit_code=2
         )
 
     def document(self, events: Iterator[yaml.Event]) -> Document:
@@ -107,9 +107,9 @@ class _Reader:
     def value(self, event: yaml.Event, events: Iterator[yaml.Event], path: Path) -> Any:
         place = _place(event)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            self.fail(place, "anchors and aliases are not part of recipes")
+            self.fail(place, "anchors and aliases are not read")
         if tag := getattr(event, "tag", None):
-            self.fail(place, f"tags such as {tag} are not part of recipes")
+            self.fail(place, f"tags such as {tag} are not read")
         if len(self.values) >= MAX_VALUES:
             self.fail(place, f"more than {MAX_VALUES} values")
         if len(path) > MAX_DEPTH:
@@ -133,7 +133,7 @@ class _Reader:
                 self.fail(place, "keys must be plain words")
             key = event.value
             if key == "<<":
-                self.fail(place, "merge keys are not part of recipes")
+                self.fail(place, "merge keys are not read")
             if key in found:
                 self.fail(place, f"the key '{key}' stands twice")
             self.keys[*path, key] = place

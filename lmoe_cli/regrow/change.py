@@ -57,7 +57,8 @@ def grow(
     strength = sum(experts_of(own, zero_expert=zero).strength for own in rows.values()) / max(len(rows), 1)
     seen: Mapping[str, Tensor] = {}
     if texts:
-        tokenizer, context = load_tokenizer(new.base), context_of(model.config)
+        tokenizer = load_tokenizer(new.base, trust_remote_code=trust_remote_code)
+        context = context_of(model.config)
         tokens = [tokenizer(text)["input_ids"][:context] for text in texts]
         seen = means_seen(model, bank, [one for one in tokens if one])
     grown: dict[str, Rows] = {}

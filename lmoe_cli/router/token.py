@@ -41,7 +41,7 @@ class TokenRouter(WeightedRouter, ABC):
             place: Its name, the width d of what flows in, and the factors of the experts there.
 
         Returns:
-            Inputs (..., d), in any float dtype → gates (..., E), float32.
+            Inputs (..., d), in any float dtype → `Routing`, whose values are the gates (..., E), float32.
         """
 
     @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from lmoe_cli.disk import is_there
 from lmoe_cli.errors import NotFoundError
 from lmoe_cli.files import read_bytes
 from lmoe_cli.loadout import text
@@ -43,6 +45,11 @@ class Data(Entry):
     def _teaches(self) -> Data:
         if self.valid is not None and self.fraction is not None:
             raise ValueError("'valid' names what is held out, so a 'fraction' would not be")
+        if both := {normpath(name) for name in self.train_files} & {normpath(name) for name in self.valid_files}:
+            raise ValueError(
+                f"{min(both)} would be learned from and judged by: lines with 'split: valid' are held out by "
+                "themselves, or a 'fraction' of them"
+            )
         if abs(self.strength) < LEAST_STRENGTH:
             raise ValueError(f"an expert learns nothing at strength {self.strength:g}: at least {LEAST_STRENGTH:g}")
         return self
@@ -213,7 +220,7 @@ class TrainConfig(Entry):
         for data in [for_all, *own]:
             held_out: dict[str, tuple[Any, ...]] = {}
             for one in data:
-                for file in one.train_files:
+                for file in map(normpath, one.train_files):
                     how = (one.fraction, *one.valid_files)
                     if held_out.setdefault(file, how) != how:
                         raise ValueError(f"{file} stands twice, and other lines of it are held out each time")
@@ -229,7 +236,7 @@ def read_config(path: Path) -> TrainConfig:
         NotFoundError: It is not there.
         RefusedError: Not YAML, or not such a config. Every finding begins with ``file:line:column``. Exit code 2.
     """
-    if not path.exists():
+    if not is_there(path):
         hint = "recipes/train-party.yaml is one to begin with"
         raise NotFoundError("not-found", f"{path}: no such training config", hint=hint, where=str(path))
     document = text.parse_yaml(read_bytes(path, text.MAX_BYTES), str(path))

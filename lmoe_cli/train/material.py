@@ -10,6 +10,7 @@ from typing import Any
 from lmoe_cli.data.examples import Encoder, Example
 from lmoe_cli.data.records import Record, data_hash
 from lmoe_cli.data.splits import Split
+from lmoe_cli.disk import is_there
 from lmoe_cli.errors import InvalidFileError, NotFoundError
 from lmoe_cli.loadout.examples import found_beside
 from lmoe_cli.train.config import Data, TrainConfig, as_data
@@ -83,7 +84,7 @@ def data_files(config: TrainConfig, folder: Path) -> dict[str, Path]:
     for data in (one for value in everything if value is not None for one in as_data(value)):
         for name in [*data.train_files, *data.valid_files]:
             path = found_beside(name, folder)
-            if not path.is_file():
+            if not is_there(path):
                 raise NotFoundError("not-found", f"{path}: no such data file", hint="see 'data'", where=str(path))
             found[name] = path
     return found

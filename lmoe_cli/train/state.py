@@ -41,8 +41,7 @@ def begin(order: Order, work: Path, data: Mapping[str, str], processes: int) -> 
     """
     if not (work / STATE).is_file():
         if work.exists() and any(work.iterdir()):
-            message = f"{work}: not a folder that lmoe wrote, and the training would be done there"
-            raise UsageError("output-not-ours", message, hint="choose another --out")
+            raise _not_ours(work)
         if order.resume:
             hint = "leave --resume out to begin"
             raise NotFoundError("nothing-to-resume", f"{work}: nothing was begun there", hint=hint, where=str(work))
@@ -50,6 +49,8 @@ def begin(order: Order, work: Path, data: Mapping[str, str], processes: int) -> 
         before = _read(work)
         _require_same(before, _state_of(order, _pins(before), data, processes), work)
         return
+    elif not all(_part(_read(work), kind) for kind in ("config", "data")):
+        raise _not_ours(work)
     elif not order.force and has_trained(work):
         message = f"{work}: a training was begun there and is not done"
         raise UsageError("training-unfinished", message, hint="--resume goes on with it, --force begins again")
@@ -57,6 +58,11 @@ def begin(order: Order, work: Path, data: Mapping[str, str], processes: int) -> 
         files.remove_folder(work)
     state = json.dumps(_state_of(order, {}, data, processes), indent=2).encode() + b"\n"
     files.write_file(work / STATE, state, force=True)
+
+
+def _not_ours(work: Path) -> UsageError:
+    message = f"{work}: not a folder that lmoe wrote, and the training would be done there"
+    return UsageError("output-not-ours", message, hint="choose another --out", where=str(work))
 
 
 def pinned(config: TrainConfig, work: Path) -> TrainConfig:
@@ -100,6 +106,8 @@ def _require_same(before: Mapping[str, Any], told: Mapping[str, Any], work: Path
         for name, value in told[kind].items()
         if _part(before, kind).get(name) != value
     ]
+    if list(_part(_part(before, "config"), "experts")) != list(told["config"]["experts"]):
+        changed.append("order of experts")  # by which checkpoints hold what is trained
     if before.get("processes") != told["processes"]:
         changed.append(f"number of processes ({before.get('processes')})")
     if changed:

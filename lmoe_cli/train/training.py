@@ -1,6 +1,6 @@
 """From a training config to a recipe that runs: the stages one after the other, each on what the last one left.
 
-OUT.work/       while it is trained: state.json, log.jsonl, a folder per run with its checkpoints and its results
+OUT.work/       while it is trained: state.json, and a folder per run with its log, its checkpoints and its results
 OUT/            when it is done, all at once: recipe.yaml, experts/NAME, router, log.jsonl, train-report.json
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lmoe_cli import files
 from lmoe_cli.check import require
-from lmoe_cli.disk import refuse_input, writing
+from lmoe_cli.disk import alone_in, refuse_input, writing
 from lmoe_cli.engine.base_model import load_tokenizer, quietly
 from lmoe_cli.engine.device import choose_device
 from lmoe_cli.engine.generate import context_of
@@ -61,7 +61,11 @@ def train(order: Order, tell: Tell) -> dict[str, Any]:
 
     order = replace(order, out=order.out.absolute(), folder=order.folder.absolute())
     files.refuse_existing(order.out, force=order.force)
-    processes = PartialState(cpu=choose_device(order.device).type == "cpu")
+    device = choose_device(order.device)
+    if device.index:
+        message = f"--device {order.device}: training takes the first devices that it sees, one for each process"
+        raise UsageError("device-index", message, hint=f"CUDA_VISIBLE_DEVICES={device.index} lmoe train …")
+    processes = PartialState(cpu=device.type == "cpu")
     if order.config.trainer.shard and processes.num_processes == 1:
         message = "'shard' spreads the base over processes, and there is one"
         raise UsageError(
@@ -69,6 +73,12 @@ def train(order: Order, tell: Tell) -> dict[str, Any]:
         )
     if order.out.exists():
         refuse_input(order.out, _read(order))
+    with alone_in(order.work) if processes.is_main_process else nullcontext():
+        return _train_alone(order, tell, processes)
+
+
+def _train_alone(order: Order, tell: Tell, processes: Any) -> dict[str, Any]:
+    """Train, while no other training works in the same folder."""
     work = order.work
     data = hashes_of(order.config, order.folder)
     if processes.is_main_process:

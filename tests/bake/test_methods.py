@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from laws.cases import case
+from safetensors.torch import load_file, save_file
 
 from lmoe_cli.bake import blocks
 from lmoe_cli.bake.methods import thinning
 from lmoe_cli.bake.methods.method import Settings, TaskVectors, Whole
 from lmoe_cli.bake.methods.registry import METHODS
 from lmoe_cli.bake.methods.thinning import draw, drop_at_random, keep_largest
+from lmoe_cli.bake.model import bake_model
+from lmoe_cli.loadout.loadout import resolve
+from lmoe_cli.loadout.recipe import Recipe
 
 MERGEKIT = {"ties": "ties", "dare": "dare_linear", "dare_ties": "dare_ties", "della": "della"}
 RANDOM = ("dare", "dare_ties", "della")
@@ -191,3 +197,29 @@ def test_what_is_left_has_the_sum_of_magnitudes_that_there_was():
     kept = thinned(delta, drop_at_random(whole(delta), lambda _: 0.3))
     assert float(kept.abs().sum()) == pytest.approx(float(delta.abs().sum()), rel=1e-5)
     assert 0.2 < float((kept != 0).float().mean()) < 0.4
+
+
+@pytest.mark.parametrize("method", ["ties", "dare"])
+def test_an_expert_that_names_a_matrix_twice_has_one_delta_there(tmp_path, method):
+    """The sum of both, be it from two parts or from one of both ranks."""
+    torch.manual_seed(0)
+    a, b = torch.randn(6, 32), torch.randn(32, 6) * 0.1
+    module, config = "layers.0.self_attn.q_proj", {"peft_type": "LORA", "target_modules": ["q_proj"]}
+    parts = {f"model.{module}": slice(0, 3), module: slice(3, 6)}
+    for name, rank, own in (("twice", 3, parts), ("whole", 6, {f"model.{module}": slice(0, 6)})):
+        tensors = {f"base_model.model.{key}.lora_A.weight": a[rows].clone() for key, rows in own.items()}
+        tensors |= {f"base_model.model.{key}.lora_B.weight": b[:, rows].clone() for key, rows in own.items()}
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "adapter_model.safetensors")
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config | {"r": rank, "lora_alpha": rank}))
+    baked = []
+    for name in ("twice", "whole"):
+        experts = {"it": {"adapter": str(tmp_path / name)}, "two": {"adapter": str(case("llama", "lora").two)}}
+        settings = {
+            "base": str(case("llama", "lora").base),
+            "experts": experts,
+            "bake": {"method": method, "density": 0.5},
+        }
+        bake_model(resolve(Recipe.model_validate(settings), "a test"), tmp_path / f"{name}-out")
+        baked.append(load_file(tmp_path / f"{name}-out" / "model.safetensors")[f"model.{module}.weight"])
+    torch.testing.assert_close(*baked, rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
-from laws.cases import assert_close
+from laws.cases import assert_close, case
 from router.made import NAMES, loadout_of, logits_by_hand, places_of, save_gate, settings
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +21,7 @@ from lmoe_cli.bake.model import bake_model
 from lmoe_cli.bake.routed import measure as mean_gates
 from lmoe_cli.bake.routed import with_means
 from lmoe_cli.bank.routed import Routing
+from lmoe_cli.check import check
 from lmoe_cli.cli.root import lmoe
 from lmoe_cli.data.examples import Encoder
 from lmoe_cli.data.records import read_records
@@ -215,6 +216,19 @@ def test_fixed_gates_are_those_of_a_router_that_says_them_of_every_token(arch, v
     found = start(with_means(engine, means), device="cpu", dtype="float32").logits(tiny.tokens())
     assert_close(found, engine.logits(tiny.tokens()))
     assert not torch.allclose(found, engine.detach()(tiny.tokens()).logits, atol=1e-2)
+
+
+def test_a_module_that_is_taken_from_another_expert_has_no_gates_to_be_baked(tmp_path):
+    """Where the one that is taken brings none of its own."""
+    experts = {name: {"adapter": str(case("llama", kind).one)} for name, kind in (("a", "lora"), ("b", "saved"))}
+    settings = {"base": str(case("llama", "lora").base), "experts": experts, "router": {"type": "arrow", "top_k": 1}}
+    own = resolve(Recipe.model_validate({**settings, "modules_to_save": {"take": "a"}}), "a test")
+    engine = start(own, device="cpu", dtype="float32")
+    means = dict.fromkeys(engine.bank.places, torch.tensor([0.5, 0.5]).tolist())
+    fixed = with_means(engine, means)
+    assert check(fixed).ok
+    engine = start(fixed, device="cpu", dtype="float32")
+    assert engine.logits(tiny.tokens()).isfinite().all()
 
 
 def test_kl_is_what_its_definition_says_of_the_logits(tmp_path, data):

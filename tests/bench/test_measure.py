@@ -227,3 +227,13 @@ def test_a_model_that_keeps_no_keys_and_values_is_refused():
 def test_a_model_whose_layers_keep_different_things_is_measured():
     (row,) = measure(tiny.model("gemma3_text"), [variants.base()], Decode(2, 4, 1), 2)
     assert row.ratio_to_base == 1.0
+
+
+def test_a_model_that_reads_more_than_text_is_measured_by_the_part_that_does(tmp_path):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = {**tiny.ARCHITECTURES["gemma3_text"], "pad_token_id": 0}
+    seen = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = Gemma3Config(text_config=text, vision_config={**seen, "image_size": 32, "patch_size": 16})
+    (row,) = measure(Gemma3ForConditionalGeneration(config).eval(), [variants.base()], Decode(1, 4, 1), 2)
+    assert row.ratio_to_base == 1.0

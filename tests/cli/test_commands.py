@@ -110,9 +110,12 @@ def test_a_blend_can_be_said_on_the_command_line(place):
         (("bake", "mix.yaml", "--out", "mix.yaml/out"), 2, "cannot write"),
         (("check",), 2, "no recipe"),
         (("check", "base"), 2, "is a folder"),
+        (("check", "x" * 300 + ".yaml"), 2, "cannot read"),
+        (("check", "mix.yaml", "--accept-base", "other"), 2, "goes with --base and --expert"),
         (("check", "--base", "one", "--expert", "x=./base"), 3, "no model here"),
         (("check", "--base", "nobody/nothing", "--expert", "x=./one"), 5, "offline"),
         (("bench", "mix.yaml", "--synthetic", "qwen3-0.6b"), 2, "excludes"),
+        (("bench", "--base", "base", "--top", "1"), 2, "need experts"),
         (("bench", "--synthetic", "qwen3-0.6b", "--layers", "99"), 2, "28 layers"),
         (("bench", "--synthetic", "qwen3-0.6b", "--device", "moon"), 2, "no device"),
         (("inspect", "base", "one"), 3, "no model here"),
@@ -201,6 +204,26 @@ def test_findings_say_which_recipe_they_are_of(place):
     good, bad = document(done, "check", 3)["data"]["recipes"]
     assert not [item for item in good["findings"] if item["severity"] == "error"]
     assert [item["where"] for item in bad["findings"] if item["severity"] == "error"] == ["one"]
+
+
+def test_a_recipe_that_is_not_there_does_not_keep_others_from_being_checked(place):
+    done = lmoe("check", "none.yaml", "mix.yaml", "--json", cwd=place)
+    gone, good = document(done, "check", 3)["data"]["recipes"]
+    assert [item["code"] for item in gone["findings"]] == ["not-found"]
+    assert (gone["ok"], good["ok"]) == (False, True)
+
+
+def test_init_takes_what_an_adapter_claims_for_a_name_on_the_hub(place):
+    """Whatever folders are here."""
+    for claim, base in (("gpt2", "hf://gpt2"), ("some/base", "hf://some/base"), ("other/base", "other/base")):
+        config = json.loads((place / "one" / "adapter_config.json").read_text())
+        (place / "one" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": claim}))
+        (place / "some" / "base").mkdir(parents=True, exist_ok=True)
+        assert lmoe("init", "a b.yaml", "--force", "--from", "./one", cwd=place).returncode == 0
+        assert f"base: {base}\n" in (place / "a b.yaml").read_text()
+    done = lmoe("init", "a b.yaml", "--force", "--from", "./one", cwd=place)
+    assert "lmoe check 'a b.yaml'" in done.stderr
+    assert lmoe("init", "c.yaml", "--from", "./one", "--base", "~nobody-here/x", cwd=place).returncode == 2
 
 
 def test_init_writes_a_recipe_that_checks(place):

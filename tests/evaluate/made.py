@@ -12,7 +12,7 @@ from tiny_tokenizer import save_tokenizer
 
 from lmoe_cli.data.examples import Encoder
 from lmoe_cli.evaluate.domains import read_domain
-from lmoe_cli.evaluate.variants import open_stage, plan
+from lmoe_cli.evaluate.variants import open_stage, other, plan
 from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.recipe import Recipe
 
@@ -47,9 +47,13 @@ def loadout(arch="llama", router=None, **experts):
     return resolve(Recipe.model_validate(words | ({"router": router} if router else {})), "a test")
 
 
-def opened(found, **settings):
-    """The variants of a loadout and a stage for them, on a CPU in float32."""
-    variants = plan(found, **settings)
+def opened(found, others=None, **settings):
+    """The variants of a loadout and a stage for them, on a CPU in float32.
+
+    Args:
+        others: Name → another loadout on the same base.
+    """
+    variants = [*plan(found, **settings), *(other(name, own) for name, own in (others or {}).items())]
     return {variant.name: variant for variant in variants}, open_stage(variants, device="cpu", dtype="float32")
 
 

@@ -12,19 +12,19 @@ from lmoe_cli.evaluate.bootstrap import averaged, draws, interval, resampled
 
 
 def test_draws_take_as_many_records_as_there_are_with_replacement():
-    found = torch.cat(draws(7, 300, seed=1))
+    found = torch.cat([*draws(7, 300, seed=1)])
     assert found.shape == (300, 7)
     assert (found.sum(1) == 7).all()
     assert 0.5 < float(found.var()) < 1.3  # a multinomial's: 6/7
-    assert torch.equal(torch.cat(draws(7, 300, seed=1)), found)
-    assert not torch.equal(torch.cat(draws(7, 300, seed=2)), found)
+    assert torch.equal(torch.cat([*draws(7, 300, seed=1)]), found)
+    assert not torch.equal(torch.cat([*draws(7, 300, seed=2)]), found)
 
 
 def test_an_interval_by_hand():
     sums = torch.tensor([[1.0, 3.0, 8.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
     counts = torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64)
     by_hand = []
-    for often in torch.cat(draws(3, 400, seed=5)).tolist():
+    for often in torch.cat([*draws(3, 400, seed=5)]).tolist():
         records = [record for record, times in enumerate(often) for _ in range(int(times))]
         tokens = sum((1, 1, 2)[record] for record in records)
         by_hand.append(sum((1, 3, 8)[record] for record in records) / tokens - len(records) / tokens)

@@ -163,6 +163,13 @@ def test_what_cannot_be_judged_is_refused_by_name(place, words, code, name):
         assert found["findings"][0]["hint"]
 
 
+def test_a_name_that_is_wrong_is_told_before_anything_is_trained(place):
+    done = lmoe("eval", "mix.yaml", "--data", "talk.jsonl", "--retrain", "other.jsonl", "--without", "x", cwd=place)
+    assert done.returncode == 3
+    assert "--without x" in done.stderr
+    assert "training" not in done.stderr
+
+
 def test_a_baseline_of_other_data_is_refused_before_anything_is_loaded(place, tmp_path):
     done = lmoe("eval", "alone.yaml", "--data", "talk.jsonl", "--device", "cpu", "--json", cwd=place)
     (tmp_path / "before.json").write_text(done.stdout)

@@ -106,6 +106,24 @@ def test_a_prompt_router_judges_each_turn_under_the_gates_of_its_prompt(tmp_path
     close(ours[2:], [float(due), part(models[1], last, 0)])
 
 
+def test_a_turn_that_is_cut_off_leaves_the_others_under_their_own_gates(tmp_path, monkeypatch):
+    monkeypatch.setattr(EncoderRouter, "prepare", lambda *_: None)
+    ends = lambda messages: messages[-1]["content"].endswith("a")  # noqa: E731
+    monkeypatch.setattr(EncoderRouter, "route", lambda _, said: torch.tensor([1.0, 0.0] if ends(said) else [0.0, 1.0]))
+    found = loadout(router={"type": "encoder"}, one={"examples": ["x"]}, two={"examples": ["y"]})
+    variants, stage = opened(found)
+    (whole,) = domain(stage, tmp_path / "a.jsonl", said("a", "yes", "b", "no", "aa", "so")).cases
+    spans = list(runs(whole.learned))
+    cut = Case(whole.record, whole.tokens[: spans[1][1]], whole.learned[: spans[1][1]], 1)
+    models = [tiny.peft_model(spoken_base(), adapter(seed=number + 1, rank=4 + number)) for number in (0, 1)]
+    due = 0.0
+    for model, span in zip(models, spans, strict=False):
+        mask = torch.zeros_like(cut.learned)
+        mask[slice(*span)] = True
+        due += nats_of(model, Case(cut.record, cut.tokens, mask, 1))
+    close(record_nats(stage.take(variants["recipe"]), [cut]), [due])
+
+
 def test_batches_hold_every_row_once_and_no_more_than_their_budget():
     rows = [Row(number, torch.full((length,), number), torch.arange(length) > 0)
             for number, length in enumerate([3, 9, 30, 4, 4, 9, 2])]  # fmt: skip

@@ -9,6 +9,7 @@ from laws.cases import assert_close
 from router.made import save_gate, settings
 
 from evaluate.made import loadout, opened
+from lmoe_cli.data.records import data_hash
 from lmoe_cli.engine import build
 from lmoe_cli.errors import NotFoundError
 from lmoe_cli.evaluate.seen import about_seen
@@ -89,3 +90,7 @@ def test_a_gate_that_was_trained_on_the_file_is_told_unless_a_split_was_held_out
     different = replace(same, sha256="b" * 64)
     assert [item.code for item in about_seen(found, [same, different])] == ["eval-seen"] * is_told
     assert list(about_seen(plain, [same])) == []
+    (tmp_path / "read.jsonl").write_text('{"text": "a"}\n')
+    read = replace(same, sha256=data_hash(tmp_path / "read.jsonl"))
+    encoder = loadout(router={"type": "encoder"}, one={"data": str(tmp_path / "read.jsonl")})
+    assert [item.code for item in about_seen(encoder, [read, different])] == ["eval-seen"] * is_told

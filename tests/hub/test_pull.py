@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import lmoe_cli
 from lmoe_cli import files
 from tests.adapter import made
 from tests.hub.loopback import GOOD
@@ -179,6 +181,31 @@ def test_a_wrong_byte_is_an_error_and_pulling_again_mends_the_cache(served, envi
         told = lmoe("pull", "acme/lora")
         assert (told.code, "damaged" in told.err) == (0, True)
         assert cached(environment) == whole("acme/lora", files)
+
+
+def test_a_dry_run_tells_of_damage_and_leaves_it(served, environment, lmoe):
+    served.add("acme/lora", made.adapter())
+    lmoe("pull", "acme/lora")
+    weights = next(environment.cache.glob("models--*/snapshots/*/adapter_model.safetensors")).resolve()
+    size = weights.stat().st_size
+    weights.write_bytes(b"?" * size)
+    told = lmoe("pull", "acme/lora", "--dry-run", "--json")
+    assert told.code == 0
+    assert {file["name"]: file["cached"] for file in told.data["files"]}["adapter_model.safetensors"] is False
+    assert told.data["bytes"] == size
+    assert weights.read_bytes() == b"?" * size
+
+
+def test_a_recipe_s_trained_router_is_pulled_too(served, environment, lmoe, tmp_path):
+    demo = Path(lmoe_cli.__file__).parent / "demo" / "party"
+    gate = {path.name: path.read_bytes() for path in demo.iterdir() if path.name.startswith("router.")}
+    served.add("acme/gate", gate)
+    served.add("acme/lora", made.adapter())
+    recipe = "base: acme/base\nexperts:\n  one: {adapter: acme/lora}\nrouter: {type: gate, artefact: acme/gate}\n"
+    (tmp_path / "mix.yaml").write_text(recipe)
+    told = lmoe("pull", str(tmp_path / "mix.yaml"), "--json")
+    assert told.code == 0
+    assert {name: cached(environment)[f"acme--gate/{name}"] for name in gate} == gate
 
 
 def test_offline_the_cache_serves_and_says_so(served, environment, lmoe):

@@ -7,11 +7,13 @@ import shutil
 
 import pytest
 import tiny
+import tiny_tokenizer
 import torch
 from laws.cases import case
 from safetensors.torch import load_file, save_file
 
 from lmoe_cli.bake.model import bake_model
+from lmoe_cli.bake.verify import verify
 from lmoe_cli.engine.build import start
 from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.loadout.base import read_base, summary
@@ -95,6 +97,13 @@ def test_a_baked_model_brings_the_code_that_its_config_names(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     names = {"AutoConfig": "configuration_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineModel"}
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "mine", "auto_map": names}))
+    tiny_tokenizer.save_tokenizer(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    own = {"tokenizer_class": "MineTokenizer", "auto_map": {"AutoTokenizer": [None, "tokenization_mine.MineTokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | own))
+    (folder / "tokenization_mine.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\nclass MineTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
     (folder / "configuration_mine.py").write_text(
         "from transformers import LlamaConfig\nclass MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
     )
@@ -105,7 +114,10 @@ def test_a_baked_model_brings_the_code_that_its_config_names(folder, tmp_path):
     experts = {"one": {"adapter": str(case("llama", "lora").one)}}
     loadout = resolve(Recipe.model_validate({"base": str(folder), "experts": experts}), "a test")
     bake_model(loadout, tmp_path / "out")
-    live = start(loadout, device="cpu", dtype="float32", trust_remote_code=True).logits(tiny.tokens())
+    engine = start(loadout, device="cpu", dtype="float32", trust_remote_code=True)
+    live = engine.logits(tiny.tokens())
+    assert type(engine.tokenizer).__name__ == "MineTokenizer"
+    assert verify(loadout, tmp_path / "out", trust_remote_code=True).ok
     baked = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True, dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(baked.eval()(tiny.tokens()).logits, live, rtol=1e-4, atol=1e-4)

@@ -20,7 +20,7 @@ from lmoe_cli.engine.build import start
 from lmoe_cli.findings import RefusedError
 from lmoe_cli.loadout.base import read_base
 from lmoe_cli.loadout.loadout import Expert, Loadout, resolve
-from lmoe_cli.loadout.recipe import Recipe
+from lmoe_cli.loadout.recipe import Recipe, Take
 from lmoe_cli.source import Folder
 
 WEIGHTS = {"one": 0.7, "two": -0.4}
@@ -117,6 +117,36 @@ def test_two_trained_modules_contradict_each_other_and_one_beside_a_copy_does_no
     assert check(loadout(tmp_path, *WEIGHTS, on=base("llama"))).ok
     train(tmp_path / "two", "lm_head")
     assert "saved-conflict" in codes(check(loadout(tmp_path, *WEIGHTS, on=base("llama"))))
+
+
+def test_taking_whole_modules_of_one_leaves_the_biases_of_another(tmp_path):
+    """Which were trained beside its LoRA, with ``bias="all"``: only its own whole module stays out, and is told."""
+    kinds = {"one": {"modules_to_save": ["lm_head"]}, "two": {"modules_to_save": ["lm_head"], "bias": "all"}}
+    for seed, (name, words) in enumerate(kinds.items()):
+        save(tmp_path / name, "llama", seed, with_copies=False, **words)
+        train(tmp_path / name, "lm_head")
+    tensors = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    biases = {name: tensor + 0.3 for name, tensor in tensors.items() if name.endswith("_proj.bias")}
+    save_file(tensors | biases, tmp_path / "two" / "adapter_model.safetensors", {"format": "pt"})
+    taking = recipe(tmp_path, *WEIGHTS, on=base("llama")).model_copy(update={"modules_to_save": Take(take="one")})
+    own = resolve(taking, "a test")
+    bake_model(own, tmp_path / "model")
+    live = start(own, device="cpu", dtype="float32").logits(tiny.tokens())
+    by_hand = tiny.load(base("llama"))
+    before = {name: tensor.clone() for name, tensor in by_hand.state_dict().items()}
+    for name, weight in WEIGHTS.items():
+        merged = tiny.peft_model(base("llama"), tmp_path / name).merge_and_unload().state_dict()
+        with torch.no_grad():
+            for key, parameter in by_hand.named_parameters():
+                if not (name == "two" and key == "lm_head.weight"):
+                    parameter += weight * (merged[key] - before[key])
+    with torch.no_grad():
+        assert_close(live, by_hand(tiny.tokens()).logits)
+        assert_close(tiny.load(tmp_path / "model")(tiny.tokens()).logits, live)
+    told = json.loads((tmp_path / "model" / "bake-report.json").read_text())["experts"]
+    assert told["one"]["left_out"] == []
+    assert [name.rpartition("lm_head")[2] for name in told["two"]["left_out"]] == [".weight"]
+    assert told["two"]["matched"] == told["two"]["tensors"] - 1
 
 
 def test_a_copy_in_float32_of_a_base_in_bfloat16_is_known(tmp_path):

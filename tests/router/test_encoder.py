@@ -342,6 +342,14 @@ def test_a_file_gives_what_users_say_after_the_examples_and_is_read_no_further_t
     assert texts_of(healer, tmp_path) == ["one", "two"]
 
 
+@pytest.mark.parametrize("name", ["a.ndjson", "A.JSONL"])
+def test_lines_of_json_are_read_as_such_however_their_file_is_called_and_held_out_ones_not(tmp_path, name):
+    lines = ('{"text": "one", "split": "train"}', '{"text": "two", "split": "valid"}', '{"text": "three"}')
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    (mage,) = resolve(demo({"mage": {"data": name}}), "a test", beside=tmp_path).experts
+    assert texts_of(mage, tmp_path) == ["one", "three"]
+
+
 def test_a_block_that_the_base_has_not_is_found_by_check_and_told_when_it_runs():
     loadout = resolve(demo(layer=4), "mix.yaml")
     found = [(item.code, item.hint) for item in check(loadout).findings if item.severity == "error"]

@@ -20,6 +20,7 @@ from laws.cases import assert_close
 from router.made import NAMES, loadout_of, logits_by_hand
 
 import lmoe_cli
+from lmoe_cli.bake.model import bake_model
 from lmoe_cli.check import check
 from lmoe_cli.cli.root import lmoe
 from lmoe_cli.engine.build import start
@@ -63,7 +64,7 @@ def use(monkeypatch):
     yield on
     monkeypatch.undo()
     routers.plugins.cache_clear()
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("plain_routers", "damaged")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("plain_routers", "damaged", "halving")]:
         del sys.modules[name]
 
 
@@ -201,6 +202,44 @@ def test_a_router_of_tokens_computes_what_its_formula_says(installed):
     assert_close(engine.logits(tiny.tokens()), expected)
     engine.set_weights(dict.fromkeys(NAMES, 0.0))
     assert torch.equal(engine.logits(tiny.tokens()), engine.detach()(tiny.tokens()).logits)
+
+
+HALVING = {
+    "halving/__init__.py": "",
+    "halving/settings.py": """
+from typing import Literal
+from lmoe_cli.loadout.routers import RouterSettings
+
+class Halving(RouterSettings):
+    scope = "fixed"
+    implementation = "halving.router:Halving"
+    type: Literal["halving"]
+""",
+    "halving/router.py": """
+from lmoe_cli.router.static import StaticRouter
+
+class Halving(StaticRouter):
+    def gates(self):
+        return super().gates() / 2
+""",
+}
+
+
+def test_gates_that_a_package_makes_of_the_weights_are_folded_and_not_baked_as_the_weights(tmp_path, use):
+    for name, text in HALVING.items():
+        (tmp_path / "code" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "code" / name).write_text(text)
+    use(install(tmp_path / "packages", {"halving": "halving.settings:Halving"}, "halving", tmp_path / "code"))
+    own = loadout_of({"type": "halving"})
+    engine = start(own, device="cpu", dtype="float32")
+    halves = loadout_of({"type": "weighted"}, **{name: {"weight": 0.5} for name in NAMES})
+    due = start(halves, device="cpu", dtype="float32").logits(tiny.tokens())
+    assert_close(engine.logits(tiny.tokens()), due)
+    engine.fold()
+    assert_close(engine.logits(tiny.tokens()), due)
+    with pytest.raises(UsageError) as caught:
+        bake_model(own, tmp_path / "out")
+    assert caught.value.code == "router-dynamic"
 
 
 # -- packages that are broken

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 import tiny
 import tiny_tokenizer
+import torch
 from laws.cases import case
 from train.made import config, run, write_data
 
 from lmoe_cli.errors import LmoeError, UsageError
 from lmoe_cli.findings import RefusedError
+from lmoe_cli.train import training
 from lmoe_cli.train.config import TrainConfig, read_config
 from lmoe_cli.train.log import Log
+from lmoe_cli.train.order import Order
 
 EXPERTS = [{"train": "experts", "steps": 2}]
 
@@ -146,6 +149,14 @@ def test_targets_that_the_base_does_not_have_are_refused(tmp_path):
         ("base: x\nexperts: {a: {data: d}}\ngate: {top_k: 2}\nstages: [{train: joint}]\n", "top_k goes with"),
         ("base: x\nexperts: {a: {data: {train: d, strength: 0}}}\nstages: [{train: experts}]\n", "learns nothing at"),
         (
+            "base: x\nexperts: {a: {data: {train: d, valid: ./d}}}\nstages: [{train: experts}]\n",
+            "d would be learned from and judged by",
+        ),
+        (
+            "base: x\nexperts: {a: {data: [{train: d, fraction: 0.1}, {train: ./d}]}}\nstages: [{train: experts}]\n",
+            "d stands twice",
+        ),
+        (
             "base: x\nexperts: {a: {adapter: y, data: {train: d, strength: 2}}}\ngate: {}\nstages: [{train: gate}]\n",
             "a strength is for data of an expert",
         ),
@@ -235,6 +246,24 @@ def test_what_judges_must_be_there(tmp_path):
         with pytest.raises(LmoeError) as caught:
             run(TrainConfig.model_validate(made | {"trainer": trainer}), tmp_path, force=True)
         assert caught.value.code == code
+
+
+def test_one_of_several_devices_cannot_be_asked_for(tmp_path, monkeypatch):
+    """transformers takes the first that it sees."""
+    monkeypatch.setattr(training, "choose_device", torch.device)
+    with pytest.raises(UsageError) as caught:
+        training.train(Order(config(tmp_path, EXPERTS), tmp_path, tmp_path / "out", device="cuda:1"), lambda _: None)
+    assert caught.value.code == "device-index"
+    assert "CUDA_VISIBLE_DEVICES=1" in caught.value.hint
+
+
+def test_a_folder_with_a_state_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work" / "state.json").write_text('{"mine": 1}')
+    with pytest.raises(UsageError) as caught:
+        run(config(tmp_path, EXPERTS), tmp_path)
+    assert caught.value.code == "output-not-ours"
+    assert (tmp_path / "out.work" / "state.json").exists()
 
 
 def test_examples_are_not_packed_on_a_base_that_would_mix_them(tmp_path):

@@ -16,6 +16,7 @@ from commands import lmoe
 from safetensors.torch import load_file, save_file
 from train.made import base, bytes_of, config, run, write_data
 
+from lmoe_cli.disk import alone_in
 from lmoe_cli.errors import NotFoundError, ResourceError, UsageError
 from lmoe_cli.train import checkpoints, training
 from lmoe_cli.train.loop import Loop, NotFiniteError
@@ -121,6 +122,14 @@ def test_an_unfinished_training_is_neither_overwritten_nor_mistaken_for_another(
     with pytest.raises(UsageError, match="trainer") as caught:
         run(made(tmp_path, seed=5), tmp_path, resume=True)
     assert caught.value.code == "resume-differs"
+    again = made(tmp_path)
+    turned = dict(reversed(again.experts.items()))  # checkpoints hold what is trained in the order of the experts
+    with pytest.raises(UsageError, match="order") as caught:
+        run(again.model_copy(update={"experts": turned}), tmp_path, resume=True)
+    assert caught.value.code == "resume-differs"
+    with alone_in(tmp_path / "out.work"), pytest.raises(UsageError) as caught:
+        run(again, tmp_path, resume=True)
+    assert caught.value.code == "output-busy"
     write_data(tmp_path / "words.jsonl", "words", count=30)
     with pytest.raises(UsageError, match=r"words\.jsonl"):
         run(made(tmp_path), tmp_path, resume=True)

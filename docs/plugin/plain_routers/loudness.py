@@ -14,7 +14,7 @@ class LoudnessRouter(TokenRouter):
     settings: Settings
 
     def route_at(self, place: Place) -> Route:
-        """Make what routes the tokens at one place: (..., d), any float dtype → (..., E), float32."""
+        """Make what routes the tokens at one place: (..., d), any float dtype → gates (..., E), float32."""
         count, most = place.gates.count, self.settings.most
 
         def route(x: Tensor) -> Routing:
