@@ -10,7 +10,6 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from lmoe_cli.errors import AccessError, InvalidFileError, LmoeError, NotFoundError, ResourceError, UsageError
 
@@ -115,35 +114,6 @@ def _is_running(process: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Be the only process of lmoe that works in a folder, which need not be there yet.
-
-    Raises:
-        UsageError: Another one is at it.
-    """
-    from filelock import FileLock, Timeout
-
-    path = folder.parent / f".{folder.name}.lock"
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock: Any = FileLock(path)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            hint = "wait for its end, or choose another --out"
-            message = f"{folder}: another process is at work there"
-            raise UsageError("output-busy", message, hint=hint, where=str(folder)) from error
-        except NotImplementedError:  # a network file system without locks
-            lock = None
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        if lock:
-            lock.release()
 
 
 def refuse_input(out: Path, read: Mapping[str, Path | None]) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lmoe_cli import files
-from lmoe_cli.disk import alone_in
 from lmoe_cli.errors import AccessError, InvalidFileError, NotFoundError, ResourceError, UsageError
+from lmoe_cli.locks import alone_in
 
 KILLED = """
 import os, signal, sys

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmoe_cli.cli import fixed, params
+from lmoe_cli.cli.baked import Comparison, comparison, say_verified, serve_line
 from lmoe_cli.cli.output import Output, size
 from lmoe_cli.cli.progress import bar
 from lmoe_cli.errors import UsageError
@@ -120,19 +121,9 @@ def bake(
         again = require(loadout, trust_remote_code=trust_remote_code).findings
         out.warn(item for item in again if item not in findings)
         out.say(chosen.meaning)
+    verified = comparison(out, loadout, kind, trusts=trust_remote_code) if verify else None
     if kind == "adapter":
-        report = _adapter(
-            out,
-            loadout,
-            folder,
-            rank,
-            dtype,
-            target,
-            verify=verify,
-            force=force,
-            routed=routed,
-            trusts=trust_remote_code,
-        )
+        report = _adapter(out, loadout, folder, rank, dtype, target, verify=verified, force=force, routed=routed)
     else:
         files_at_once = jobs or min(os.cpu_count() or 1, MOST_JOBS)
         report = _model(
@@ -143,16 +134,15 @@ def bake(
             shard_size,
             files_at_once,
             rounding,
-            verify=verify,
+            verify=verified,
             force=force,
             told=told,
             routed=routed,
-            trusts=trust_remote_code,
         )
     if asked.recipe:
         fixed.save_recipe(out, loadout, asked.recipe, force=force)
     if target == "vllm":
-        out.say(_vllm(loadout, folder, kind, report))
+        out.say(serve_line(loadout, folder, kind, report))
     out.finish({"out": str(folder), "as": kind, "report": report})
 
 
@@ -220,20 +210,18 @@ def _model(
     jobs: int,
     rounding: Rounding | None,
     *,
-    verify: bool,
+    verify: Comparison | None,
     force: bool,
     told: Mapping[str, Any],
     routed: Mapping[str, Any],
-    trusts: bool,
 ) -> dict[str, Any]:
     from lmoe_cli.bake.model import bake_model
     from lmoe_cli.bake.plan import parse_size
-    from lmoe_cli.bake.verify import verify as compare
 
     def verified(written: Path) -> dict[str, Any]:
+        assert verify, "else nobody asks"
         drawn.close()
-        out.say("comparing with the live blend …")
-        return compare(loadout, written, trust_remote_code=trusts).as_dict()
+        return verify(written)
 
     with bar(out, "baking") as drawn:
         report = bake_model(
@@ -260,7 +248,7 @@ def _model(
         out.say(
             f"the matrix unit rounded {share:.2g} of the elements otherwise than float32; --rounding exact does not"
         )
-    _say_verified(out, report)
+    say_verified(out, report)
     return report
 
 
@@ -272,17 +260,11 @@ def _adapter(
     dtype: str | None,
     target: str | None,
     *,
-    verify: bool,
+    verify: Comparison | None,
     force: bool,
     routed: Mapping[str, Any],
-    trusts: bool,
 ) -> dict[str, Any]:
     from lmoe_cli.bake.adapter import bake_adapter
-    from lmoe_cli.bake.verify import verify_adapter
-
-    def verified(written: Path) -> dict[str, Any]:
-        out.say("comparing with the live blend …")
-        return verify_adapter(loadout, written, trust_remote_code=trusts).as_dict()
 
     report = bake_adapter(
         loadout,
@@ -291,7 +273,7 @@ def _adapter(
         dtype=dtype,
         target=target,
         force=force,
-        verify=verified if verify else None,
+        verify=verify,
         routed=routed,
     )
     if rank:
@@ -300,24 +282,5 @@ def _adapter(
     ranks = sorted({item["rank"] for item in report["modules"]})
     span = f"{ranks[0]}–{ranks[-1]}" if len(ranks) > 1 else ranks[0]
     out.say(f"{folder}: {len(report['modules'])} modules of rank {span}, {report['seconds']:.1f} s")
-    _say_verified(out, report)
+    say_verified(out, report)
     return report
-
-
-def _say_verified(out: Output, report: dict[str, Any]) -> None:
-    if seen := report.get("verify"):
-        out.say(
-            f"verified on {seen['positions']} tokens: logits {seen['difference']:.1e} from the live blend "
-            f"(rounding allows {seen['allowed']:.1e}, the blend changes {seen['effect']:.1e})"
-        )
-
-
-def _vllm(loadout: Loadout, folder: Path, kind: str, report: dict[str, Any]) -> str:
-    """The command line that serves what was baked."""
-    if kind == "model":
-        return f"vllm serve {folder}"
-    from lmoe_cli.bake.adapter import base_name
-
-    rank = max(item["rank"] for item in report["modules"])
-    name = loadout.recipe.name or folder.name
-    return f"vllm serve {base_name(loadout.base)} --enable-lora --max-lora-rank {rank} --lora-modules {name}={folder}"

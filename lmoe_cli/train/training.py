@@ -15,7 +15,7 @@ from typing import Any
 
 from lmoe_cli import files
 from lmoe_cli.check import require
-from lmoe_cli.disk import alone_in, refuse_input, writing
+from lmoe_cli.disk import refuse_input, writing
 from lmoe_cli.engine.base_model import load_tokenizer, quietly
 from lmoe_cli.engine.device import choose_device
 from lmoe_cli.engine.generate import context_of
@@ -24,6 +24,7 @@ from lmoe_cli.loadout.base import read_base
 from lmoe_cli.loadout.loadout import Loadout, resolve
 from lmoe_cli.loadout.recipe import Recipe, Take
 from lmoe_cli.loadout.trained import read_gate
+from lmoe_cli.locks import alone_in
 from lmoe_cli.source import Source, open_source
 from lmoe_cli.train.checkpoints import last_whole
 from lmoe_cli.train.fresh import write_fresh

@@ -79,7 +79,7 @@ def test_a_result_that_found_no_room_is_a_failure_and_is_told(place, command, co
         ("lmoe chat <&-", 2, "error[prompt-empty]"),
         ("lmoe chat 0>written", 2, "error[bad-path]: cannot read stdin"),
         ("lmoe check mix.yaml 2>&- >/dev/null", 0, ""),
-        ("lmoe check absent.yaml 2>&-", 3, ""),
+        ("lmoe bake absent.yaml --out out 2>&-", 3, ""),
         ("lmoe init new.yaml --from ./one --base ./base --force >&-", 0, "new.yaml"),
     ],
 )

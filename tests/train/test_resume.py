@@ -16,8 +16,8 @@ from commands import lmoe
 from safetensors.torch import load_file, save_file
 from train.made import base, bytes_of, config, run, write_data
 
-from lmoe_cli.disk import alone_in
 from lmoe_cli.errors import NotFoundError, ResourceError, UsageError
+from lmoe_cli.locks import alone_in
 from lmoe_cli.train import checkpoints, training
 from lmoe_cli.train.loop import Loop, NotFiniteError
 
