@@ -11,7 +11,7 @@ demo: $(VENV)/.run  ## talk to the battle-mage; without a terminal, let it answe
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/lmoe chat --loadout recipes/battlemage.yaml; \
 	else echo "> A goblin blocks the bridge."; $(BIN)/lmoe chat --loadout recipes/battlemage.yaml --prompt "A goblin blocks the bridge."; fi
 
-test: $(VENV)/.test  ## the whole test suite
+test: $(VENV)/.test  ## the test suite; `make laws` asks its laws of everything
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
 laws: $(VENV)/.test  ## each law of each kind of adapter, on each architecture and each path: a few hours
@@ -35,7 +35,7 @@ bench: $(VENV)/.test  ## every table of docs/benchmarks.md; wants a quiet machin
 bench-quick: $(VENV)/.run  ## a few ratios in half a minute; fails where one is far under what it was
 	$(BIN)/python -m benchmarks.quick
 
-demo-model: $(VENV)/.test  ## train the embedded model again from nothing, at most 30 minutes
+demo-model: $(VENV)/.test  ## train the embedded model again from nothing; hours without 16-bit instructions
 	$(BIN)/python -m demo_model
 
 format: $(VENV)/.check  ## put the code into shape

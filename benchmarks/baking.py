@@ -113,12 +113,19 @@ def text(found: dict[str, Any]) -> str:
     """The tables in Markdown."""
     idle = found["idle_bytes"]
     said = (
-        f"{EXPERTS} experts of rank {RANK} on all linear layers; medians of interleaved runs of whole programs. "
-        f"Memory is the peak of anonymous memory above the {idle / 1e9:.2f} GB that an interpreter with torch and "
-        "transformers holds. Every bake hashes what it writes, and what it reads unless it did before and the file "
-        "did not change since. A bake ends when the disk has everything; a copy may end before.\n\n"
+        f"{EXPERTS} experts of rank {RANK} on all linear layers; medians of interleaved runs of whole programs, in "
+        "brackets the least and the most. Memory is the peak of anonymous memory above the "
+        f"{idle / 1e9:.2f} GB that an interpreter with torch and transformers holds. Every bake hashes what it "
+        "writes, and what it reads unless it did before and the file did not change since. A bake ends when the disk "
+        "has everything; a copy may end before.\n\n"
     )
     return said + "\n".join(_table(case, idle) for case in found["cases"].values())
+
+
+def _spread(values: list[float], digits: int) -> str:
+    """Their median, and where there are several the smallest and the largest."""
+    said = f"{statistics.median(values):.{digits}f}"
+    return f"{said} ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else said
 
 
 def _table(found: dict[str, Any], idle: int) -> str:
@@ -126,7 +133,8 @@ def _table(found: dict[str, Any], idle: int) -> str:
     cells = []
     for way, runs in found["runs"].items():
         seconds = [run_["seconds"] for run_ in runs]
-        ratio = statistics.median(own / copy for own, copy in zip(seconds, copies, strict=False))
+        ratios = [own / copy for own, copy in zip(seconds, copies, strict=False)]
+        ratio = statistics.median(ratios)
         above = max(run_["anonymous_bytes"] for run_ in runs) - idle
         memory = "" if way == COPY else f"{max(0, above) / 1e9:.2f} GB"
         if way in TARGETS and above > MOST_MEMORY:
@@ -136,8 +144,8 @@ def _table(found: dict[str, Any], idle: int) -> str:
         cells.append(
             (
                 SAID[way],
-                f"{statistics.median(seconds):.1f}",
-                f"{ratio:.2f}",
+                _spread(seconds, 1),
+                _spread(ratios, 2),
                 at_most(ratio, TARGETS.get(way)),
                 memory,
                 share,

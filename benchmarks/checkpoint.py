@@ -52,7 +52,7 @@ def write_base(folder: Path, shape: str, dtype: str = "bfloat16") -> Path:
                 where[name] = file
                 left = item.size
                 while left > 0:  # the same random block over and over: what is copied does not matter
-                    writer.write(memoryview(block)[: min(left, block.nbytes)])
+                    writer.write(memoryview(block.data)[: min(left, block.nbytes)])
                     left -= min(left, block.nbytes)
     total = sum(item.size for shard in shards for item in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}

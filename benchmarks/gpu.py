@@ -106,13 +106,13 @@ def _tables(model: nn.Module) -> Iterator[tuple[str, Sequence[Variant], Work, in
     plain = [variants.base(), *(variants.blend(model, bank) for bank in banks)]
     steps = Decode(1, 32, 32, is_static=True)
     yield COMPILED, [variants.compiled(model, way) for way in plain], steps, 9
-    own = variants.blend(model, largest, variants.Gating())
-    yield TOKENS, [variants.compiled(model, way) for way in (variants.base(), own)], steps, 9
+    each = variants.blend(model, largest, variants.Gating(of_tokens=True))
+    yield TOKENS, [variants.compiled(model, way) for way in (variants.base(), each)], steps, 9
     peft = variants.peft(model, variants.random_adapters(EXPERTS[-1], RANK))
     yield PROMPT, [*plain, peft], Prefill(1, 2048), 9
     bare, folded = variants.bare(model, largest), variants.folded(model, largest, synthetic.fill)
     yield EAGER, [variants.base(), bare, *plain[1:], folded, peft], Decode(1, 32, 16), 9
-    many = Decode(32, 32, 16, is_static=True)
+    many, own = Decode(32, 32, 16, is_static=True), variants.blend(model, largest, variants.Gating())
     yield ROWS, [variants.compiled(model, way) for way in (variants.base(), own)], many, 9
 
 

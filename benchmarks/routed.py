@@ -22,10 +22,11 @@ from benchmarks.table import at_least, at_most, markdown
 from lmoe_cli.bank.bank import Bank
 from lmoe_cli.bench import synthetic
 from lmoe_cli.bench.measure import measure as timed
-from lmoe_cli.bench.variants import Variant
+from lmoe_cli.bench.variants import Variant, base
 from lmoe_cli.bench.work import Decode, Prefill
 from lmoe_cli.engine.attach import attach, detach, listen
 from lmoe_cli.loadout.routers import ArrowRouter as ArrowSettings
+from lmoe_cli.loadout.routers import Share
 from lmoe_cli.loadout.trained import GateSettings
 from lmoe_cli.router.arrow import ArrowRouter
 from lmoe_cli.router.gate import Gate
@@ -35,7 +36,7 @@ CONTEXT, PROMPT = 512, 1024
 LIMITS = {"decode": 1.15, "prompt": 1.5}
 """Time of many experts, of that of 4, that was asked for at most."""
 TIMES_XLORA = 10.0
-WORK = {"decode": Decode(1, 32, 8), "prompt": Prefill(1, PROMPT)}
+WORK: dict[str, Decode | Prefill] = {"decode": Decode(1, 32, 8), "prompt": Prefill(1, PROMPT)}
 ROUNDS = {"decode": 15, "prompt": 5}
 TURNS = 7
 
@@ -48,13 +49,17 @@ def measure() -> dict[str, Any]:
 
 def text(found: dict[str, Any]) -> str:
     """The tables in Markdown."""
-    head = ("what", "gates of", "experts", "ms/token", "± quartiles", "time, of 4", "asked")
-    cells = [
-        (row["what"], row["share"], str(row["experts"]), f"{row['ms_per_token']:.3f}", f"{row['spread']:.0%}",
-         f"{1 / row['ratio_to_base']:.2f}",
-         "" if row["experts"] == COUNTS[0] else at_most(1 / row["ratio_to_base"], LIMITS[row["what"]]))
-        for row in found["many"]
-    ]  # fmt: skip
+    head = ("what", "gates of", "experts", "ms/token", "± quartiles", "of base", "limit", "time, of 4", "asked")
+    fewest = {(row["what"], row["share"]): row["ms_per_token"] for row in found["many"] if row["experts"] == COUNTS[0]}
+    cells = []
+    for row in found["many"]:
+        growth = row["ms_per_token"] / fewest[row["what"], row["share"]]
+        is_more = row["experts"] > COUNTS[0]
+        cells.append(
+            (row["what"], row["share"], str(row["experts"] or "0, the base"), f"{row['ms_per_token']:.3f}",
+             f"{row['spread']:.0%}", f"{row['ratio_to_base']:.2f}", f"{row['byte_limit']:.2f}",
+             f"{growth:.2f}" if row["experts"] else "", at_most(growth, LIMITS[row["what"]]) if is_more else "")
+        )  # fmt: skip
     rows = found["beside"]
     own = {(row["router"], row["experts"]): row for row in rows}
     beside = [
@@ -74,11 +79,11 @@ def _asked(row: dict[str, Any], own: dict[tuple[str, int], dict[str, Any]]) -> s
     return f"{times:.1f} x as fast, " + at_least(times, TIMES_XLORA if row["router"] == "gate, lmoe" else 1.0)
 
 
-def many(what: str, share: str) -> list[dict[str, Any]]:
+def many(what: str, share: Share) -> list[dict[str, Any]]:
     """A gate that lets two experts act on each token, over 4, 16 and 64 of them."""
     torch.manual_seed(0)
     model = synthetic.synthetic_model("qwen3-0.6b", LAYERS, torch.float32, torch.device("cpu"))
-    variants = []
+    variants = [base()]
     for count in COUNTS:
         bank = synthetic.synthetic_bank(model, count, RANK, torch.float32, share=share)
         for place in bank.places.values():
@@ -112,7 +117,7 @@ def _variant(model: nn.Module, bank: Bank) -> Variant:
 
 def beside() -> list[dict[str, Any]]:
     """Lmoe's routers and PEFT's on the same base, by turns; memory of each in a process of its own."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for count in COUNTS[:2]:
         with tempfile.TemporaryDirectory() as folder:
             found: dict[str, dict[str, Any]] = {}
@@ -193,8 +198,8 @@ def _makers(count: int, folder: Path) -> dict[str, Callable[[], nn.Module]]:
         listen(model, bank.places)
         return model
 
-    def xlora() -> nn.Module:
-        model = _base()
+    def xlora() -> Any:
+        model: Any = _base()
         model.config.use_cache = False  # which it asks for
         config = peft.XLoraConfig(
             task_type="CAUSAL_LM",
@@ -205,7 +210,7 @@ def _makers(count: int, folder: Path) -> dict[str, Callable[[], nn.Module]]:
         wrapped.reads_all = True
         return wrapped
 
-    def arrow() -> nn.Module:
+    def arrow() -> Any:
         return peft.create_arrow_model(_base(), places, peft.ArrowConfig(top_k=KEPT)).eval()
 
     return {
@@ -221,7 +226,8 @@ def main(what: str, *rest: str) -> None:
     if what == "memory":
         print(json.dumps(memory(rest[0], int(rest[1]))))
     else:
-        print(json.dumps(beside() if what == "beside" else many(what, *rest)))
+        share: Any = rest[0] if rest else None
+        print(json.dumps(beside() if what == "beside" else many(what, share)))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ Step = Callable[[], None]
 
 def _steps(folder: Path) -> dict[str, Callable[[], Step]]:
     base = folder / "base"
-    synthetic.synthetic_model("qwen3-0.6b", LAYERS, torch.float32, torch.device("cpu")).save_pretrained(base)
+    model: Any = synthetic.synthetic_model("qwen3-0.6b", LAYERS, torch.float32, torch.device("cpu"))
+    model.save_pretrained(base)
     made: dict[str, Callable[[], Step]] = {f"one LoRA of rank {EXPERTS * RANK}, PEFT": lambda: _peft(base)}
     for name in GATES:
         made[f"{EXPERTS} experts of rank {RANK} and a gate, {name}"] = partial(_joint, folder, name)
@@ -97,7 +98,7 @@ def _joint(folder: Path, gate: str) -> Step:
             write_fresh(place, read_base(open_source(str(folder / "base"))), config.experts[name], number)
     recipe = {"base": str(folder / "base"), "experts": {name: {"adapter": str(folder / name)} for name in names}}
     loadout = resolve(Recipe.model_validate(recipe), "the benchmark")
-    trainee = assemble(loadout, runs_of(config, 0)[0], config, torch.device("cpu"), None).trainee
+    trainee = assemble(loadout, runs_of(config)[0], config, torch.device("cpu"), None).trainee
 
     def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         own = {"experts": torch.full_like(batch["labels"], -1), "strengths": torch.ones(batch["labels"].shape)}
@@ -115,7 +116,7 @@ def _step(model: torch.nn.Module, loss: Callable[[dict[str, torch.Tensor]], torc
     optimizer, batch = torch.optim.AdamW(own, lr=1e-4), _batch()
 
     def step() -> None:
-        loss(batch).backward()
+        loss(batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 

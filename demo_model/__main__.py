@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "demo-matrix.md"
 @click.option("--keep-base", is_flag=True, help="Train the classes alone, on the embedded base as it is.")
 @click.option("--seed", type=int, default=Settings.seed, show_default=True, help="Start of all randomness.")
 def main(out: Path | None, quick: bool, no_bars: bool, keep_base: bool, seed: int) -> None:
-    """Train the adventurer and its three classes; takes about a quarter of an hour on two cores."""
+    """Train the adventurer and its three classes; a quarter of an hour on two cores that know 16-bit numbers."""
     if quick and keep_base:
         raise click.UsageError("--quick trains a base of its own: leave --keep-base out")
     if out is None and (quick or no_bars):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
-from lmoe_cli.adapter.names import HEADS
 from lmoe_cli.adapter.summary import quantization_in_name
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.errors import InvalidFileError
@@ -17,17 +14,18 @@ from lmoe_cli.findings import Finding, RefusedError, errors, finding
 from lmoe_cli.loadout.about_router import about_router
 from lmoe_cli.loadout.dequantized import METHOD
 from lmoe_cli.loadout.identity import Match, canonical, compare, same
-from lmoe_cli.loadout.layout import ONE_EXPERT, UNBLENDED_EXPERTS, Assignment, Target
+from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Expert, Loadout
+from lmoe_cli.loadout.placement import about_placement
 from lmoe_cli.loadout.profile import matches, weight_at
 from lmoe_cli.loadout.saved import conflicts
 from lmoe_cli.loadout.tokenizer import chat_template, differences
+from lmoe_cli.readable import named
 
 EXTREME_SCALING = 64.0
 """Alpha/rank beyond which an adapter is more often broken than strong; real ones lie between 0.25 and 32."""
 CONTEXT_TOKENS = 4096
 """Of the conversation that memory is told for, where the base takes as many."""
-MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -117,13 +115,13 @@ def _dtypes(loadout: Loadout) -> Iterator[Finding]:
     strange = [target for target in loadout.by_target if stored[target.tensor].info.dtype not in FLOATS]
     if strange:
         kinds = ", ".join(sorted({stored[target.tensor].info.dtype for target in strange}))
-        message = f"{loadout.base.ref}: {_named(target.module for target in strange)} stored as {kinds}"
+        message = f"{loadout.base.ref}: {named(target.module for target in strange)} stored as {kinds}"
         hint = f"name a base whose weights are {', '.join(FLOATS.values())}"
         yield finding("base-dtype-unsupported", loadout.base.ref, message, hint)
 
 
 def _about_expert(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
-    yield from _placement(loadout, expert)
+    yield from about_placement(loadout, expert)
     yield from _identity(loadout, expert)
     yield from _weights(loadout, expert)
     yield from _tokenizer(loadout, expert)
@@ -131,80 +129,6 @@ def _about_expert(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
     if abs(steep.scaling) > EXTREME_SCALING:
         message = f"{expert.name}: scaling {steep.scaling:g} at {steep.module}"
         yield finding("scaling-extreme", expert.name, message, "is alpha right? turn its weight down if not")
-
-
-def _placement(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
-    """Every module of the adapter must exist in the base, with the shapes it was trained on."""
-    placed, homeless = loadout.assignments[expert.name]
-    if homeless:
-        of = f"{len(homeless)} of {len(expert.adapter.parts)} modules"
-        names = _named(part.module for part in homeless)
-        message = f"{expert.name}: {of} do not exist in {loadout.base.ref}: {names}"
-        hint = f"it names {expert.adapter.config.base} as its base" if expert.adapter.config else ""
-        yield finding("module-missing", expert.name, message, hint)
-    model_type = loadout.base.model_type
-    strange = [item for item in placed if item.target.index is not None and model_type in UNBLENDED_EXPERTS]
-    if strange:
-        names = _named(item.part.module for item in strange)
-        message = f"{expert.name}: changes fused experts, which lmoe cannot blend in {model_type}: {names}"
-        yield finding("experts-unsupported", expert.name, message, "its other modules can be blended")
-    biased = [item for item in placed if "lora_B_bias" in item.part.tensors and ONE_EXPERT.match(item.target.module)]
-    if biased:
-        names = _named(item.part.module for item in biased)
-        message = f"{expert.name}: brings biases for fused experts, which have none of their own: {names}"
-        yield finding("experts-unsupported", expert.name, message, "its other modules can be blended")
-    misfits = [(item, reason) for item in placed if item not in strange and (reason := _misfit(item))]
-    for is_vocabulary in (True, False):
-        reasons = [reason for item, reason in misfits if _is_vocabulary(loadout, item) is is_vocabulary]
-        if reasons:
-            code = "vocabulary-resized" if is_vocabulary else "shape-mismatch"
-            hint = "resize the base first, or leave it out" if is_vocabulary else "it was trained on another base"
-            message = f"{expert.name}: {len(reasons)} shapes do not fit: {_named(reasons)}"
-            yield finding(code, expert.name, message, hint)
-    for item in placed:
-        if item.part.rank > min(item.target.d_out, item.target.d_in):
-            message = f"{expert.name}: rank {item.part.rank} is more than {item.part.module} can have"
-            yield finding("rank-excessive", expert.name, message)
-            break
-
-
-def _misfit(item: Assignment) -> str | None:
-    """How the tensors of a part contradict the shape of its target."""
-    part, target = item.part, item.target
-    if target.packed:
-        return None
-    due = (target.d_out, target.d_in)
-    shape = part.shape
-    if shape and item.rows:
-        shape = (item.rows[1] - item.rows[0], shape[1])
-    if shape and shape != due:
-        return f"{part.module} {shape} on {due}"
-    for role, tensor in part.tensors.items():
-        if (reason := _role_misfit(role, tensor.info.shape, item)) is not None:
-            return f"{part.module} {reason}"
-    return None
-
-
-def _role_misfit(role: str, shape: tuple[int, ...], item: Assignment) -> str | None:
-    d_out, d_in = item.target.d_out, item.target.d_in
-    elements = math.prod(shape)
-    stored = (d_in, d_out) if item.target.transposed else (d_out, d_in)
-    match role:
-        case "ia3":
-            fits = shape in ((d_out, 1), (1, d_in))
-        case "saved_weight":
-            fits = shape == (stored if len(shape) > 1 else (d_out,))
-        case "saved_bias" | "vera_lambda_b":
-            fits = elements == d_out
-        case _:
-            return None
-    return None if fits else f"{role} {shape} on {(d_out, d_in)}"
-
-
-def _is_vocabulary(loadout: Loadout, item: Assignment) -> bool:
-    """Whether one side of a matrix is the vocabulary: the input embedding or the output head."""
-    is_head = item.target.module.rpartition(".")[2] in HEADS
-    return is_head or item.target.tensor == loadout.base.layout.embedding
 
 
 def _identity(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
@@ -235,10 +159,10 @@ def _weights(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
     for rule in expert.entry.weight:
         if not any(matches(rule.match, module) for module in modules):
             message = f"{expert.name}: the weight rule '{rule.match}' matches none of its {len(modules)} modules"
-            yield finding("weight-unmatched", expert.name, message, f"its modules look like {_named(modules[:1])}")
+            yield finding("weight-unmatched", expert.name, message, f"its modules look like {named(modules[:1])}")
     left = [module for module in modules if not any(matches(rule.match, module) for rule in expert.entry.weight)]
     if left:
-        message = f"{expert.name}: no weight rule matches {len(left)} modules, which keep weight 1: {_named(left)}"
+        message = f"{expert.name}: no weight rule matches {len(left)} modules, which keep weight 1: {named(left)}"
         yield finding("weight-default", expert.name, message, 'end the list with {match: "*", value: …}')
     if all(weight_at(expert.entry.weight, module) == 0 for module in modules):
         yield finding("weight-zero", expert.name, f"{expert.name}: its rules give every module weight 0")
@@ -248,7 +172,7 @@ def _tokenizer(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
     """A tokenizer or template that the adapter brings along is not used; say so where it differs."""
     source, base = expert.adapter.source, loadout.base
     if different := differences(source, base.source):
-        message = f"{expert.name}: brings a tokenizer whose {_named(different)} differs from the base's; it is not used"
+        message = f"{expert.name}: brings a tokenizer whose {named(different)} differs from the base's; it is not used"
         yield finding("tokenizer-differs", expert.name, message, "were tokens added? then the base must be resized")
     try:
         template = chat_template(source)
@@ -303,10 +227,3 @@ def _pairs(loadout: Loadout) -> Iterator[Pair]:
             bool(claims[0]) and same(*claims),
             all(ranks[one][target] == ranks[two][target] for target in shared),
         )
-
-
-def _named(names: Any) -> str:
-    """The first few of many names."""
-    found = list(dict.fromkeys(str(name) for name in names))
-    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
-    return ", ".join(found[:MAX_NAMED]) + more

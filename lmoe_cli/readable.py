@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 MAX_QUOTED, MAX_WORD, MAX_TEXT = 80, 300, 1000
 """Characters of a value between quotes, of a name or path, and of a whole message."""
+MAX_NAMED = 3
+"""Of many names."""
 QUOTED = re.compile(r"""(?<!\w)(['"])(?=\S)((?:(?!\1).){81,})(?<=\S)\1(?!\w)""", re.DOTALL)
 WORD = re.compile(r"\S{301,}")
 
@@ -17,6 +20,13 @@ def readable(text: str) -> str:
         text = QUOTED.sub(lambda found: found[1] + shortened(found[2], MAX_QUOTED) + found[1], text)
         text = WORD.sub(lambda found: shortened(found[0], MAX_WORD), text)
     return shortened(text, MAX_TEXT)
+
+
+def named(names: Iterable[object]) -> str:
+    """The first few of many names, each once."""
+    found = list(dict.fromkeys(str(name) for name in names))
+    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+    return ", ".join(found[:MAX_NAMED]) + more
 
 
 def shortened(text: str, limit: int) -> str:

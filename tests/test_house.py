@@ -65,6 +65,11 @@ def test_help_of_every_command_loads_click_and_nothing_else(command):
     assert loaded_by(command, "--help", names=names) == (0, set())
 
 
+def test_an_answer_is_given_without_loading_peft():
+    code, loaded = loaded_by("chat", "--prompt", "Hi.", "--max-new-tokens", "1")
+    assert (code, "peft" in loaded, "torch" in loaded) == (0, False, True)
+
+
 def test_a_wrong_recipe_is_refused_before_anything_heavy_is_loaded(tmp_path):
     recipe = tmp_path / "wrong.yaml"
     recipe.write_text("base: demo:adventurer\nexperts: {mage: {adaptr: demo:mage}}\n")

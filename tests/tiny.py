@@ -73,7 +73,6 @@ MLP = {
     "mixtral": [],
 }
 EMBEDDING = {"gpt2": "wte", "gpt_neox": "embed_in", "falcon": "word_embeddings"}
-HEAD = {"gpt_neox": "embed_out"}
 
 
 def attention(arch: str) -> list[str]:
@@ -86,10 +85,6 @@ def linears(arch: str) -> list[str]:
 
 def embedding(arch: str) -> str:
     return EMBEDDING.get(arch, "embed_tokens")
-
-
-def head(arch: str) -> str:
-    return HEAD.get(arch, "lm_head")
 
 
 def model(arch: str, seed: int = 0, **changes: object) -> torch.nn.Module:
@@ -146,9 +141,9 @@ def peft_config(arch: str, variant: str, rank: int = 4):
         case "embedding_dora":
             return lora(target_modules=[*attention(arch), embedding(arch)], use_dora=True)
         case "head":
-            return lora(target_modules=[*attention(arch), head(arch)])
+            return lora(target_modules=[*attention(arch), "lm_head"])
         case "saved":
-            return lora(target_modules=attention(arch), modules_to_save=[embedding(arch), head(arch)])
+            return lora(target_modules=attention(arch), modules_to_save=[embedding(arch), "lm_head"])
         case "saved_norm":
             return lora(
                 target_modules=attention(arch), modules_to_save=["input_layernorm", "ln_1", "self_attn_layer_norm"]

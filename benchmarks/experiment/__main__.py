@@ -62,7 +62,7 @@ def measure(data: Path = DATA, folder: Path | None = None) -> dict[str, Any]:
     recipes["fitted"] = _fit(place)
     say("fitted")
     for name, recipe in recipes.items():
-        told = judging.evaluate(recipe, place, DOMAINS)
+        told = judging.evaluate(recipe, place, DOMAINS, each=name == "static")
         if name != ALONE:
             told["variants"].append(judging.beside(recipe, recipes[ALONE], ALONE, place, DOMAINS))
         own: dict[str, Any] = {"eval": told}

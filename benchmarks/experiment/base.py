@@ -79,7 +79,7 @@ def train_base(conversations: Sequence[list[dict[str, str]]], folder: Path, *, e
         batch = rows[[order.pop() for _ in range(ROWS)]]
         logits = model(input_ids=batch[:, :-1]).logits
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         rates.step()

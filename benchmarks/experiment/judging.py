@@ -20,22 +20,29 @@ from lmoe_cli.cli.judged import Judged
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.evaluate.measure import measure
 from lmoe_cli.evaluate.report import report
-from lmoe_cli.evaluate.variants import open_stage, plan
+from lmoe_cli.evaluate.variants import open_stage, other, plan
 from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.parse import read_recipe
 from lmoe_cli.router.prompt import PromptRouter
 from lmoe_cli.router.token import TokenRouter
 
 KEPT = ("base", "recipe", "uniform", "random", "oracle")
-"""What is kept of an evaluation: not each expert alone, on each domain."""
+"""What is kept of every evaluation; of the first also each expert alone, which is the same in all."""
 RECORDS = 12
 """Conversations per domain that routing is looked at on."""
 TURNS, TOKENS = 5, 48
 """Answers that speed is measured by, and their length."""
 
 
-def evaluate(recipe: Path, folder: Path, domains: Sequence[str]) -> dict[str, Any]:
-    """What `lmoe eval --json` says of a recipe on what is held out of every domain."""
+def evaluate(recipe: Path, folder: Path, domains: Sequence[str], *, each: bool = False) -> dict[str, Any]:
+    """What `lmoe eval --json` says of a recipe on what is held out of every domain.
+
+    Args:
+        recipe: To be judged.
+        folder: With the data.
+        domains: Names of its files.
+        each: Keep what it says of each expert alone.
+    """
     command = [sys.executable, "-m", "lmoe_cli", "eval", str(recipe), "--json", "--device", "cpu", "--split", "valid"]
     for domain in domains:
         command += ["--data", f"{domain}={folder / 'data' / f'{domain}.jsonl'}"]
@@ -43,12 +50,12 @@ def evaluate(recipe: Path, folder: Path, domains: Sequence[str]) -> dict[str, An
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     found: dict[str, Any] = json.loads(done.stdout)["data"]
-    return {"variants": [row for row in found["variants"] if row["name"] in KEPT]}
+    return {"variants": [row for row in found["variants"] if row["name"] in KEPT or (each and row["kind"] == "expert")]}
 
 
-def beside(recipe: Path, other: Path, name: str, folder: Path, domains: Sequence[str]) -> dict[str, Any]:
+def beside(recipe: Path, against: Path, name: str, folder: Path, domains: Sequence[str]) -> dict[str, Any]:
     """Loss of another recipe on the same base and the same held-out records, and how much less the first one's is."""
-    first, second = (resolve(read_recipe(path), str(path), beside=path.parent) for path in (recipe, other))
+    first, second = (resolve(read_recipe(path), str(path), beside=path.parent) for path in (recipe, against))
     variants = [*(one for one in plan(first, seed=None) if one.name == "recipe"), other(name, second)]
     stage = open_stage(variants, device="cpu")
     files = {domain: folder / "data" / f"{domain}.jsonl" for domain in domains}

@@ -32,6 +32,9 @@ def text(found: dict[str, Any]) -> str:
         told = rows[name]
         speed = f"{found['tokens_per_s']['base']:.0f}" if name == "base" else ""
         cells.append((said, *_losses(told, domains), "", "", speed))
+    for name, told in rows.items():
+        if told["kind"] == "expert":
+            cells.append((name, *_losses(told, domains), "", "", ""))
     for name, own in variants.items():
         if name == "static":
             continue

@@ -171,6 +171,10 @@ def _part(
     if OWNER.get(kind, config.peft_type) != config.peft_type:
         raise contradiction(module, f"{kind} tensors in an adapter of type {config.peft_type}", where)
     check_part(module, kind, tensors, where)
+    if config.use_dora and kind in ("lora", "embedding") and not group.is_parameter and "magnitude" not in tensors:
+        hint = "it was saved by half: download it again, or ask its author"
+        message = f"{where}: {module} has no magnitude, and the config says 'use_dora'"
+        raise InvalidFileError("tensor-missing", message, hint=hint, where=where)
     part = Part(module, kind, tensors)
     if kind in ("ia3", "saved"):
         return part

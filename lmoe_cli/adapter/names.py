@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tokens_embed")
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tokens_embed", "embeddings")
 """What architectures call the input embedding."""
+HEAD = "lm_head"
+"""What model classes call the output head."""
 HEAD_OF = {"gpt_neox": "embed_out"}
-"""model_type → name of the output head, where it is not ``lm_head``."""
-HEADS = ("lm_head", *HEAD_OF.values())
+"""model_type → name of the output head in checkpoints and older classes, where it is another."""
+HEADS = (HEAD, *HEAD_OF.values())
 
 ROOTS = ("base_model.model.", "base_model.")
 

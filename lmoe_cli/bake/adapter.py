@@ -148,7 +148,7 @@ def _modules(loadout: Loadout, terms: Terms, reader: TensorReader, rank: int | N
     gates = in_force([expert.weight for expert in loadout.experts], loadout.recipe.skip_below).tolist()
     scaled = _has_scales(loadout)
     for target, items in loadout.by_target.items():
-        name = items[0][1].part.module
+        name = target.module if target.tied else items[0][1].part.module
         if target.index is not None or items[0][1].part.experts > 1:
             raise _inexpressible(f"{name}: experts of a mixture cannot be stacked into one adapter")
 

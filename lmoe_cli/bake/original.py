@@ -22,12 +22,12 @@ from lmoe_cli.checkpoint.packed import Packed
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.findings import RefusedError, finding
 from lmoe_cli.loadout.base import Base
+from lmoe_cli.readable import named
 
 MAX_MISPLACED = 0.03
 """Share of a matrix that may lie next to other codes: packed scales, and roundings on the way, move up to 1 %."""
 BLOCK_ELEMENTS = 1 << 18
 """Weights compared at a time: few enough for the cache, and twice as fast as four times as many."""
-MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def require_same_layout(base: Base, original: Base) -> dict[str, str]:
         else:
             names[name] = found
     if missing:
-        reasons.append(f"it has no {_some(missing)}")
+        reasons.append(f"it has no {named(missing)}")
     if misfits:
-        reasons.append(f"its {_some(misfits)}")
+        reasons.append(f"its {named(misfits)}")
     if reasons:
         raise _refused(base, original, reasons)
     return names
@@ -147,8 +147,3 @@ def _refused(base: Base, original: Base, reasons: list[str]) -> RefusedError:
         for reason in reasons
     ]
     return RefusedError(f"{original.ref}: not the original of {base.ref}", found)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmoe_cli.adapter.names import HEAD_OF, HEADS
+from lmoe_cli.adapter.names import HEAD, HEAD_OF, HEADS
 from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.index import Stored
 from lmoe_cli.checkpoint.packed import Packed
@@ -22,6 +22,10 @@ from lmoe_cli.loadout.loadout import Loadout
 
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kKmMgG]?)i?[bB]?\Z")
 STORED_AS = {name: dtype for dtype, name in FLOATS.items()}
+
+
+TIED = f"{HEAD}.weight"
+"""What a head is called here that has no tensor of its own."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def _outputs(loadout: Loadout, dtype: str | None) -> list[Output]:
     changed: dict[str, list[Target]] = {}
     biases: dict[str, Target] = {}
     for target, items in loadout.by_target.items():
-        changed.setdefault(target.module + ".weight" if target.tied else target.tensor, []).append(target)
+        changed.setdefault(TIED if target.tied else target.tensor, []).append(target)
         roles = {role for _, item in items for role in item.part.tensors}
         if roles & {"lora_B_bias", "saved_bias", "ia3"} and (bias := bias_name(base, target)):
             biases[bias] = target
@@ -169,8 +173,8 @@ def _untied_head(
     base: Base, embedding: Stored, shape: Shape, changed: Mapping[str, list[Target]], *, is_changed: bool
 ) -> Iterable[Output]:
     """The output head, where it was the embedding and the two now differ."""
-    name = f"{HEAD_OF.get(base.model_type, 'lm_head')}.weight"
-    targets = tuple(target for target in changed.get(name, ()) if target.tied)
+    name = f"{HEAD_OF.get(base.model_type, HEAD)}.weight"
+    targets = tuple(changed.get(TIED, ()))
     if name not in base.stored and base.is_tied and (is_changed or targets):
         yield Output(name, embedding, shape, targets)
 

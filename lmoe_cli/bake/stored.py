@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lmoe_cli.bake.plan import bias_name
 from lmoe_cli.bank.stored import stored_matrix
+from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.base import Base
@@ -23,7 +24,7 @@ def stored_at(
     """
 
     def weight() -> Tensor:
-        if target.packed:
+        if target.packed or base.stored[target.tensor].info.dtype not in FLOATS:
             message = f"{target.module}: an expert needs its weights, which are stored quantised ({base.quantization})"
             hint = "name the unquantised model as base"
             raise UsageError("bake-quantized", message, hint=hint, where=target.module)

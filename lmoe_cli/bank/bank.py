@@ -23,6 +23,7 @@ from lmoe_cli.bank.shared import Latest, SharedInput
 from lmoe_cli.bank.site import FusedSite
 from lmoe_cli.bank.tree import Location, Tree, compute_dtype, input_width, is_linear, is_packed
 from lmoe_cli.bank.whole import BlendedModule
+from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
 from lmoe_cli.loadout.routers import Share
@@ -98,13 +99,31 @@ def build_bank(
     with open_terms(loadout) as terms:
 
         def read(name: str) -> list[tuple[Location, Term]]:
-            return [
+            found = [
                 (place, change(target, term, partial(tree.weight, place)) if change else term)
                 for target, place in targets[name]
                 for term in terms.at(target, partial(tree.weight, place), partial(tree.bias, place))
             ]
+            for _, term in found:
+                _require_fit(tree.modules[name], name, term, names[term.expert])
+            return found
 
         return make_bank(tree, names, targets, read, places, dtype)
+
+
+def _require_fit(module: nn.Module, name: str, term: Term, expert: str) -> None:
+    """Refuse on packed weights, whose shape no header tells, what `check` refuses on others.
+
+    Raises:
+        InvalidFileError: Factors of another size.
+    """
+    delta = term.delta
+    if not is_packed(module) or delta.a is None or delta.b is None or not isinstance(module, nn.Linear):
+        return
+    shape, due = (delta.b.shape[0], delta.a.shape[1]), (module.out_features, module.in_features)
+    if shape != due:
+        message = f"{expert}: {name} {shape} on {due}"
+        raise InvalidFileError("shape-mismatch", message, hint="it was trained on another base", where=expert)
 
 
 def make_bank(

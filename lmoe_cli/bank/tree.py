@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmoe_cli.errors import LmoeError
-from lmoe_cli.loadout.layout import DOWN, HALVES, ONE_EXPERT, Assignment, module_key
+from lmoe_cli.errors import LmoeError, UsageError
+from lmoe_cli.loadout.layout import DOWN, HALVES, HEADS, ONE_EXPERT, Assignment, module_key
+
+COMPUTED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes whose numbers are the weights themselves."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,15 @@ class Tree:
 
     def is_quantized(self, place: Location) -> bool:
         """Whether the parameter at a place is not made of the numbers it stands for."""
-        return is_packed(self.modules[place.module]) or not self.stored(place).is_floating_point()
+        return is_packed(self.modules[place.module]) or self.stored(place).dtype not in COMPUTED
 
     def weight(self, place: Location) -> Tensor:
         """The matrix W at a place, (d_out, d_in), float32, on the CPU; of a quantised module what it stands for."""
         module = self.modules[place.module]
         stored = dequantized(module) if is_packed(module) else self.stored(place)
+        if stored.dtype not in COMPUTED:  # scaled by numbers beside it
+            message = f"{place.module}: an expert needs its weights, which are kept as {stored.dtype}"
+            raise UsageError("base-dtype-unsupported", message, hint="name a base that is not quantised")
         matrix = _gathered(stored).to("cpu", torch.float32)
         return matrix.T if self.is_transposed(place) and matrix.dim() == 2 else matrix
 
@@ -103,7 +109,9 @@ class Tree:
     def _module(self, name: str) -> str | None:
         if name in self.modules:
             return name
-        found = self._by_key.get(module_key(name), [])
+        parent, _, leaf = name.rpartition(".")
+        names = [f"{parent}.{head}" if parent else head for head in HEADS] if leaf in HEADS else [name]
+        found = [own for one in names for own in self._by_key.get(module_key(one), [])]
         return found[0] if len(found) == 1 else None
 
 
@@ -157,7 +165,7 @@ def scales(module: nn.Module) -> list[Tensor]:
 def compute_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
     """The dtype a module computes in; ``default`` where its weight is quantised."""
     weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and weight.is_floating_point() and not is_packed(module):
+    if isinstance(weight, Tensor) and weight.dtype in COMPUTED and not is_packed(module):
         return weight.dtype
     return default
 

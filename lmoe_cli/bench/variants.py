@@ -71,20 +71,23 @@ def blend(model: nn.Module, bank: Bank, gating: Gating | None = None) -> Variant
 
 
 class Gating:
-    """Makes gates as a router would: those of each row of a batch, or a few experts for each token.
+    """Makes gates as a router would: those of each row of a batch, or of each token.
 
     Args:
-        top: How many experts a token meets; None gives rows blends of all experts.
+        top: How many experts a token meets; None gives blends of all experts.
+        of_tokens: Give such a blend to each token, rather than to each row.
     """
 
-    def __init__(self, top: int | None = None) -> None:
+    def __init__(self, top: int | None = None, *, of_tokens: bool = False) -> None:
         self.top = top
+        self._of_tokens = of_tokens
         self._generator = torch.Generator().manual_seed(SEED)
 
     def gates(self, rows: int, tokens: int, experts: int) -> Tensor:
-        """Random gates: (rows, E), or (rows, tokens, E) with all but a few zero."""
+        """Random gates: (rows, E), or (rows, tokens, E), of which all but ``top`` are zero where that is said."""
         if self.top is None:
-            return torch.rand(rows, experts, generator=self._generator) / experts
+            shape = (rows, tokens, experts) if self._of_tokens else (rows, experts)
+            return torch.rand(shape, generator=self._generator) / experts
         chance = torch.rand(rows, tokens, experts, generator=self._generator)
         chosen = chance.topk(min(self.top, experts), dim=-1).indices
         return torch.zeros_like(chance).scatter(-1, chosen, 1.0 / self.top)

@@ -21,8 +21,8 @@ FILES = {
     "output-busy": error(
         "Another process of lmoe works on what should be written.", "Wait, or choose another `--out`."
     ),
-    "output-not-ours": error("`--force` would replace a folder that lmoe did not bake.", "Choose another `--out`."),
-    "output-is-input": error("A bake would replace a folder of its own loadout.", "Choose another `--out`."),
+    "output-not-ours": error("A folder that lmoe did not write stands there.", "Choose another `--out`."),
+    "output-is-input": error("What is to be written would replace what is read from.", "Choose another `--out`."),
     "disk-full": error("There is no room. Nothing half-written is left.", "Free some space."),
     "out-of-memory": error("There is not enough memory.", "Use a smaller base, `--quantize`, or another machine."),
     "json-invalid": error("Not JSON, a key twice, nested too deep, or a number that is none.", AGAIN),
@@ -129,6 +129,13 @@ FIT = {
     "experts-unsupported": error(
         "The architecture runs the fused experts of a mixture in a way of its own, which lmoe cannot blend.",
         "Train on its other modules, or run the adapter with PEFT.",
+    ),
+    "module-uncalled": error(
+        "The model class computes with a module's weights and never calls it, so an expert on it would not act.",
+        "Train on other modules.",
+    ),
+    "saved-missing": warning(
+        "An adapter's config says that a module was trained whole, and its files hold none.", AGAIN
     ),
     "weight-unmatched": error("A rule of a weight list matches no module of the adapter.", "Mend its pattern."),
     "weight-default": note(

@@ -20,7 +20,8 @@ RUN = {
         "bitsandbytes has no product for these shapes on a CPU.", "Leave `--quantize` out, or use a CUDA device."
     ),
     "compile-unsupported": error(
-        "transformers does not compile this architecture as one graph.", "Leave `--compile` out."
+        "transformers does not compile this architecture as one graph, or a router decides per token.",
+        "Leave `--compile` out.",
     ),
     "compile-failed": error(
         "torch's compiler failed on the model.", "Install a C++ compiler on a CPU, or leave `--compile` out."

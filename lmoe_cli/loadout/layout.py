@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmoe_cli.adapter.contents import Part
-from lmoe_cli.adapter.names import EMBEDDINGS
+from lmoe_cli.adapter.names import EMBEDDINGS, HEAD
 from lmoe_cli.adapter.names import HEADS as HEADS
 from lmoe_cli.checkpoint.index import Stored
 
@@ -24,6 +24,11 @@ TRANSPOSED_EXPERTS = ("aria_text", "gpt_oss")
 """model_types whose fused experts are (experts, d_in, d_out)."""
 UNBLENDED_EXPERTS = ("llama4", "llama4_text", "longcat_flash")
 """model_types whose module of fused experts is not called with tokens, choices and weights, or is only theirs."""
+UNCALLED = {
+    **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",)),
+    "rwkv": ("attention.output", "feed_forward.value"),
+}
+"""model_type → ends of modules whose weights the class computes with, or changes, without calling them."""
 INTERLEAVED_EXPERTS = ("gpt_oss",)
 """model_types whose fused gate and up projections alternate row by row."""
 HALVES = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1}
@@ -37,6 +42,7 @@ RENAMED = (
     (".block_sparse_moe.", ".mlp."),
     (".mlp.experts.fc1.weight", ".mlp.experts.gate_up_proj"),
     (".mlp.experts.fc2.weight", ".mlp.experts.down_proj"),
+    ("vision_tower.vision_model.", "vision_tower."),
 )
 """Parts of names that differ between versions of transformers, or between checkpoints and classes."""
 ONE_EXPERT = re.compile(r"(?P<parent>.+\.experts)\.(?P<number>\d+)\.(?P<leaf>\w+)\Z")
@@ -124,9 +130,11 @@ class Layout:
 
     def _plain(self, part: Part) -> Target | None:
         name, tied = self.tensor(part.module), False
-        leaf = part.module.rpartition(".")[2]
+        parent, _, leaf = part.module.rpartition(".")
         if name is None and leaf in HEADS:
-            name, tied = self.embedding, True
+            stored = (self.tensor(f"{parent}.{head}" if parent else head) for head in HEADS)
+            name = next((found for found in stored if found), None)
+            name, tied = (name, False) if name else (self.embedding, True)
         if name is None and part.kind == "saved":
             name = self.tensor(part.module, "bias")
         if name is None:
@@ -136,7 +144,7 @@ class Layout:
         transposed = (looked_up or is_conv1d(self.model_type, part.module)) and not tied
         if len(shape) == 2 and not self._is_packed(name):
             d_out, d_in = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
-            return Target(_module_of(name) if not tied else part.module, name, d_out, d_in, transposed, tied=tied)
+            return Target(HEAD if tied else _module_of(name), name, d_out, d_in, transposed, tied=tied)
         if self._is_packed(name) and part.shape:
             return Target(_module_of(name), name, *part.shape, packed=True)
         if len(shape) == 1 and part.kind == "saved":  # a norm's weight, or a bias

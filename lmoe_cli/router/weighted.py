@@ -5,12 +5,14 @@ g_e = w_e(t)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 
 from lmoe_cli.errors import NotFoundError, UsageError
 from lmoe_cli.router.static import StaticRouter
+
+LARGEST = 3.4e38
+"""Of float32, which gates are."""
 
 
 class WeightedRouter(StaticRouter):
@@ -30,6 +32,6 @@ class WeightedRouter(StaticRouter):
                 close = get_close_matches(name, self._weights, n=1)
                 hint = f"did you mean '{close[0]}'?" if close else f"experts: {', '.join(self._weights)}"
                 raise NotFoundError("expert-unknown", f"no expert '{name}'", hint=hint)
-            if not math.isfinite(weight):
+            if not abs(weight) <= LARGEST:
                 raise UsageError("weight-invalid", f"{name}: {weight} is not a weight", hint="a number such as 0.3")
         self._weights.update(weights)

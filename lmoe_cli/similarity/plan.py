@@ -22,10 +22,10 @@ from lmoe_cli.loadout.identity import canonical, same
 from lmoe_cli.loadout.layout import Assignment, Target
 from lmoe_cli.loadout.loadout import Expert, Loadout
 from lmoe_cli.loadout.recipe import ExpertEntry
+from lmoe_cli.readable import named
 from lmoe_cli.similarity.names import Left, key_of, left_of
 from lmoe_cli.source import open_source
 
-MAX_NAMED = 3
 NEEDS_WEIGHTS = {"magnitude", "ia3", "saved_weight"}
 """Roles whose delta has the base's own matrix in it."""
 BIASES = {"lora_B_bias", "saved_bias"}
@@ -217,10 +217,10 @@ def _about_left(expert: Expert, left: Left) -> Iterator[Finding]:
         message = f"{name}: none of its {count} modules has a delta that is known without the base"
         yield finding("nothing-to-compare", name, message, hint)
     elif left.skipped:
-        message = f"{name}: {len(left.skipped)} of {count} modules are left out: {_named(left.skipped)}"
+        message = f"{name}: {len(left.skipped)} of {count} modules are left out: {named(left.skipped)}"
         yield finding("delta-skipped", name, message, hint)
     if left.cut:
-        message = f"{name}: of {len(left.cut)} modules only s B A is compared: {_named(left.cut)}"
+        message = f"{name}: of {len(left.cut)} modules only s B A is compared: {named(left.cut)}"
         yield finding("delta-partial", name, message, hint)
     yield from _biases(expert)
 
@@ -228,7 +228,7 @@ def _about_left(expert: Expert, left: Left) -> Iterator[Finding]:
 def _biases(expert: Expert) -> Iterator[Finding]:
     with_bias = [part.module for part in expert.adapter.parts.values() if part.tensors.keys() & BIASES]
     if with_bias:
-        message = f"{expert.name}: changes of {len(with_bias)} biases are not compared: {_named(with_bias)}"
+        message = f"{expert.name}: changes of {len(with_bias)} biases are not compared: {named(with_bias)}"
         yield finding("biases-apart", expert.name, message)
 
 
@@ -276,8 +276,3 @@ def _disjoint(experts: Sequence[Expert], matrices: Sequence[Changed]) -> Iterato
 
 def _claim(expert: Expert) -> str | None:
     return expert.adapter.config.base if expert.adapter.config else None
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more

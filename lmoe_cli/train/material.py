@@ -68,9 +68,16 @@ def files_read(config: TrainConfig, stages: Iterable[tuple[Sequence[str], bool]]
     }
 
 
-def is_held_out(sources: Sequence[Owned], folder: Path, seed: int) -> bool:
-    """Whether any record of some data is held out."""
-    return any(True for source in sources for split in _splits(source.data, folder, seed, held_out=True) for _ in split)
+def holds_out(data: Data, folder: Path, seed: int) -> bool:
+    """Read all records, keep none, and say whether any is held out.
+
+    Raises:
+        InvalidFileError: A line is none.
+    """
+    counts = [
+        sum(1 for split in _splits(data, folder, seed, held_out=held_out) for _ in split) for held_out in (False, True)
+    ]
+    return counts[1] > 0
 
 
 def data_files(config: TrainConfig, folder: Path) -> dict[str, Path]:

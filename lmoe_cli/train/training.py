@@ -30,7 +30,7 @@ from lmoe_cli.train.checkpoints import last_whole
 from lmoe_cli.train.fresh import write_fresh
 from lmoe_cli.train.log import Log, Tell
 from lmoe_cli.train.loop import Loop
-from lmoe_cli.train.material import data_files, gather_material, hashes_of, is_held_out, sources_of
+from lmoe_cli.train.material import data_files, gather_material, hashes_of, holds_out, sources_of
 from lmoe_cli.train.order import Order
 from lmoe_cli.train.outcome import DONE, Left, write_outcome, write_results
 from lmoe_cli.train.packing import require_apart
@@ -107,8 +107,9 @@ def _train(order: Order, tell: Tell, processes: Any) -> Left:
     processes.wait_for_everyone()
     left = Left(_adapters(order))
     runs = runs_of(order.config)
+    known: dict[str, bool] = {}
     for run in runs:
-        _require_possible(order, run, left)
+        _require_possible(order, run, left, known)
     for run in runs:
         done = order.work / run.name / DONE
         if not done.is_dir():
@@ -118,19 +119,28 @@ def _train(order: Order, tell: Tell, processes: Any) -> Left:
     return left
 
 
-def _require_possible(order: Order, run: Run, left: Left) -> None:
+def _require_possible(order: Order, run: Run, left: Left, known: dict[str, bool]) -> None:
     """Refuse before anything is trained what a run would be refused for when its turn comes.
+
+    Args:
+        order: The training.
+        run: One of it.
+        left: What it begins with.
+        known: Data that was read for other runs → whether it holds something out.
 
     Raises:
         UsageError: Its experts are of a kind that is not trained, or it has patience and nothing to judge by.
         RefusedError: The experts do not fit the base.
+        InvalidFileError: A line of its data is no record.
     """
     loadout, config = _loadout(order, run, left), order.config
     if run.stage.train != "gate":
         require_plain(loadout)
-    if run.schedule.patience:
-        sources = sources_of(config, run.experts, is_for_experts=run.stage.train == "experts")
-        require_held_out(run, is_held_out(sources, order.folder, config.trainer.seed))
+    sources = sources_of(config, run.experts, is_for_experts=run.stage.train == "experts")
+    read = {source.data.model_dump_json(): source.data for source in sources}
+    for name in read.keys() - known.keys():
+        known[name] = holds_out(read[name], order.folder, config.trainer.seed)
+    require_held_out(run, any(known[name] for name in read))
 
 
 def _read(order: Order) -> dict[str, Path | None]:

@@ -80,7 +80,13 @@ def test_a_bench_gives_rows_and_tokens_the_gates_it_says(model):
     seen = []
     real = bank.gates.set
     bank.gates.set = lambda values: (seen.append(values), real(values))
-    for gating, expected in ((variants.Gating(), {(3, 5)}), (variants.Gating(2), {(3, 6, 5), (3, 1, 5)})):
+    of_tokens = {(3, 6, 5), (3, 1, 5)}
+    ways = (
+        (variants.Gating(), {(3, 5)}),
+        (variants.Gating(2), of_tokens),
+        (variants.Gating(of_tokens=True), of_tokens),
+    )
+    for gating, expected in ways:
         seen.clear()
         variant = variants.blend(model, bank, gating)
         variant.enter()

@@ -248,6 +248,18 @@ def test_what_judges_must_be_there(tmp_path):
         assert caught.value.code == code
 
 
+def test_data_of_later_runs_is_read_before_the_first_begins(tmp_path):
+    made = config(tmp_path, EXPERTS, experts=("sums", "words"))
+    with (tmp_path / "words.jsonl").open("a") as file:
+        file.write("no json\n")
+    told = []
+    with pytest.raises(LmoeError) as caught:
+        run(made, tmp_path, tell=told.append)
+    assert (caught.value.code, told) == ("data-invalid", [])
+    assert "words.jsonl:25" in str(caught.value)
+    assert not (tmp_path / "out.work").exists()
+
+
 def test_one_of_several_devices_cannot_be_asked_for(tmp_path, monkeypatch):
     """transformers takes the first that it sees."""
     monkeypatch.setattr(training, "choose_device", torch.device)

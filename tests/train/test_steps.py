@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import shutil
+import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ from safetensors.torch import load_file
 from train.made import base, bytes_of, config, run, write_data
 
 from lmoe_cli.bank import shared
+from lmoe_cli.cli.output import Output
+from lmoe_cli.cli.train import View
 from lmoe_cli.errors import LmoeError, UsageError
 from lmoe_cli.findings import RefusedError
 from lmoe_cli.train.config import TrainConfig
@@ -24,6 +30,69 @@ GATE = {"activation": "hard1", "share": "block", "init": "arrow"}
 
 def logged(out):
     return [line for line in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if "loss" in line]
+
+
+def test_every_step_is_logged_with_what_one_watches(tmp_path):
+    began = time.perf_counter()
+    stages = [{"train": "joint", "steps": 2}]
+    out = run(config(tmp_path, stages, gate={"activation": "softmax", "zero_expert": True}), tmp_path)
+    took = time.perf_counter() - began
+    lines = logged(out)
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line["load"].keys() == {"sums", "words", "names", "none"}
+        assert sum(line["load"].values()) == pytest.approx(1, abs=1e-3)
+        assert 0 <= line["entropy"] <= math.log(4) + 1e-6
+        assert 1 <= line["effective"] <= 4 + 1e-6
+        assert line["tokens"] / took < line["tokens_per_s"] < 1e7
+        assert 1e8 < line["memory"] < 64e9
+        assert {"balance", "z", "learning_rate", "gate_learning_rate"} <= line.keys()
+
+
+def test_a_base_in_bfloat16_teaches_experts_in_float32(tmp_path):
+    """What is trained is kept in float32, and goes near where a base in float32 leads it."""
+    stages = [{"train": "joint", "steps": 3}]
+    outs = {}
+    for precision in ("float32", "bfloat16"):
+        made = config(tmp_path, stages, gate={"activation": "softmax"}, trainer={"precision": precision})
+        outs[precision] = run(made, tmp_path, precision)
+    found, due = (logged(outs[precision]) for precision in ("bfloat16", "float32"))
+    for one, other in zip(found, due, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+        assert one["loss"] != other["loss"]
+    for file in ("experts/sums/adapter_model.safetensors", "router/router.safetensors"):
+        assert {tensor.dtype for tensor in load_file(outs["bfloat16"] / file).values()} == {torch.float32}
+
+
+def test_a_log_for_tensorboard_names_experts_and_losses(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stages = [{"train": "joint", "steps": 2}]
+    out = run(config(tmp_path, stages, gate={"activation": "softmax"}, trainer={"tensorboard": True}), tmp_path)
+    (file,) = (out / "tensorboard").rglob("*tfevents*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    for line in logged(out):
+        for name in ("loss", "balance", "effective", "tokens_per_s"):
+            told = {event.step: event.value for event in events.Scalars(f"train/{name}")}
+            assert line[name] == pytest.approx(told[line["step"]], rel=1e-5)
+        told = {event.step: event.value for event in events.Scalars("train/load/words")}
+        assert line["load"]["words"] == pytest.approx(told[line["step"]], rel=1e-5)
+
+
+def test_a_bar_on_a_terminal_shows_how_far_a_run_is(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    made = config(tmp_path, [{"train": "experts", "steps": 3}], experts=("sums",))
+    with View(Output("train"), every=10) as view:
+        run(made, tmp_path, tell=view.tell)
+    assert "3/3" in screen.getvalue()
+    assert "stage-1-experts-sums  loss" in screen.getvalue()
 
 
 @pytest.mark.parametrize(("rows", "batch", "accumulate", "epochs", "steps"), [(18, 4, 2, 3, 9), (18, 4, 8, 2, 2)])
