@@ -22,8 +22,6 @@ from lmoe_cli.loadout.loadout import Loadout
 
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kKmMgG]?)i?[bB]?\Z")
 STORED_AS = {name: dtype for dtype, name in FLOATS.items()}
-
-
 TIED = f"{HEAD}.weight"
 """What a head is called here that has no tensor of its own."""
 

@@ -78,17 +78,22 @@ def test_a_token_router_is_judged_with_its_own_gates(tmp_path):
     close(record_nats(stage.take(variants["recipe"]), [case]), [float(due)])
 
 
-def test_a_prompt_router_judges_each_turn_under_the_gates_of_its_prompt(tmp_path, monkeypatch):
-    """Here: the first expert answers prompts that end in an a, the second all others."""
+@pytest.fixture
+def by_ending(monkeypatch):
+    """A router that sends prompts which end in an a to the first expert, all others to the second; and both in PEFT."""
     monkeypatch.setattr(EncoderRouter, "prepare", lambda *_: None)
     ends = lambda messages: messages[-1]["content"].endswith("a")  # noqa: E731
     monkeypatch.setattr(EncoderRouter, "route", lambda _, said: torch.tensor([1.0, 0.0] if ends(said) else [0.0, 1.0]))
     found = loadout(router={"type": "encoder"}, one={"examples": ["x"]}, two={"examples": ["y"]})
-    variants, stage = opened(found)
+    models = [tiny.peft_model(spoken_base(), adapter(seed=number + 1, rank=4 + number)) for number in (0, 1)]
+    return *opened(found), models
+
+
+def test_a_prompt_router_judges_each_turn_under_the_gates_of_its_prompt(tmp_path, by_ending):
+    variants, stage, models = by_ending
     half = said("a", "yes", "b", "no")
     half["messages"][1]["weight"] = 0  # read, not judged
     talks = domain(stage, tmp_path / "a.jsonl", said("a", "yes", "b", "no"), said("aa", "so"), {"text": "abc"}, half)
-    models = [tiny.peft_model(spoken_base(), adapter(seed=number + 1, rank=4 + number)) for number in (0, 1)]
 
     def part(model, case, number):
         start, stop = list(runs(case.learned))[number]
@@ -106,16 +111,11 @@ def test_a_prompt_router_judges_each_turn_under_the_gates_of_its_prompt(tmp_path
     close(ours[2:], [float(due), part(models[1], last, 0)])
 
 
-def test_a_turn_that_is_cut_off_leaves_the_others_under_their_own_gates(tmp_path, monkeypatch):
-    monkeypatch.setattr(EncoderRouter, "prepare", lambda *_: None)
-    ends = lambda messages: messages[-1]["content"].endswith("a")  # noqa: E731
-    monkeypatch.setattr(EncoderRouter, "route", lambda _, said: torch.tensor([1.0, 0.0] if ends(said) else [0.0, 1.0]))
-    found = loadout(router={"type": "encoder"}, one={"examples": ["x"]}, two={"examples": ["y"]})
-    variants, stage = opened(found)
+def test_a_turn_that_is_cut_off_leaves_the_others_under_their_own_gates(tmp_path, by_ending):
+    variants, stage, models = by_ending
     (whole,) = domain(stage, tmp_path / "a.jsonl", said("a", "yes", "b", "no", "aa", "so")).cases
     spans = list(runs(whole.learned))
     cut = Case(whole.record, whole.tokens[: spans[1][1]], whole.learned[: spans[1][1]], 1)
-    models = [tiny.peft_model(spoken_base(), adapter(seed=number + 1, rank=4 + number)) for number in (0, 1)]
     due = 0.0
     for model, span in zip(models, spans, strict=False):
         mask = torch.zeros_like(cut.learned)

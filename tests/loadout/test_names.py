@@ -141,7 +141,7 @@ def test_dora_that_was_saved_by_half_is_refused_and_a_missing_module_is_told(tmp
 
 def test_packed_weights_refuse_factors_of_another_size(tmp_path):
     """Headers of packed bases do not tell shapes."""
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     narrow = tiny.save_base("llama", tmp_path / "narrow", hidden_size=16)
     adapter = trained(narrow, tmp_path / "one", target_modules=["q_proj"])
     config = json.loads((adapter / "adapter_config.json").read_text())
