@@ -10,7 +10,8 @@ from benchmarks.process import lmoe_bench
 from benchmarks.table import at_least, at_most, markdown
 
 DTYPES = ("float32", "bfloat16")
-LAYERS = ("--synthetic", "qwen3-0.6b", "--layers", "8")
+WHOLE = ("--synthetic", "qwen3-0.6b")
+LAYERS = (*WHOLE, "--layers", "8")
 Row = dict[str, Any]
 Target = Callable[[Row], float | None]
 """Least speed of a row, relative to the base."""
@@ -26,6 +27,7 @@ class Speed:
     """One table: a call of `lmoe bench`."""
 
     title: str
+    """Perhaps with ``{experts}``: the most that were measured."""
     arguments: tuple[str, ...]
     target: Target | None
     most_growth: float | None = None
@@ -39,7 +41,8 @@ class Speed:
         """The table in Markdown, under its title."""
         rows = found["rows"]
         table = _growth(rows, self.most_growth) if self.most_growth else _table(rows, self.target)
-        return f"### {self.title}\n\n{table}\n"
+        title = self.title.format(experts=max(row["experts"] for row in rows))
+        return f"### {title}\n\n{table}\n"
 
 
 def _table(rows: list[Row], target: Target | None) -> str:
@@ -77,17 +80,23 @@ def _always_on(dtype: str, rank: int) -> Target:
     return target
 
 
-def _always_on_tables() -> dict[str, Speed]:
+def _always_on_tables(dtype: str) -> dict[str, Speed]:
     found = {}
-    for dtype in DTYPES:
-        numbers = ("--dtype", dtype)
-        for rank, experts, extra in ((32, 4, ("--peft",)), (32, 8, ()), (8, 8, ())):
-            arguments = (*LAYERS, *numbers, "--experts", str(experts), "--rank", str(rank), *extra)
-            title = f"{dtype}, up to {experts} experts of rank {rank}"
-            found[f"decode-{dtype}-{experts}x{rank}"] = Speed(title, arguments, _always_on(dtype, rank))
-        whole = ("--synthetic", "qwen3-0.6b", *numbers, "--experts", "4", "--rank", "32", "--rounds", "9")
-        found[f"decode-{dtype}-whole"] = Speed(
-            f"{dtype}, the whole of Qwen3-0.6B with its head", whole, _of_limit(0.95)
+    for rank, experts, extra in ((32, 4, ("--peft",)), (32, 8, ()), (8, 8, ())):
+        numbers = ("--dtype", dtype, "--experts", str(experts), "--rank", str(rank))
+        found[f"decode-{dtype}-{experts}x{rank}"] = Speed(
+            f"{dtype}, up to {{experts}} experts of rank {rank}", (*LAYERS, *numbers, *extra), _always_on(dtype, rank)
+        )
+    return found
+
+
+def _eight_experts(name: str, shape: tuple[str, ...], dtype: str, *extra: str) -> dict[str, Speed]:
+    """Tables of up to 8 experts, of either rank."""
+    found = {}
+    for rank in (32, 8):
+        numbers = ("--dtype", dtype, "--experts", "8", "--rank", str(rank), "--rounds", "9")
+        found[f"{name}-{dtype}-8x{rank}"] = Speed(
+            f"{dtype}, up to {{experts}} experts of rank {rank}", (*shape, *numbers, *extra), _always_on(dtype, rank)
         )
     return found
 
@@ -98,7 +107,10 @@ SPARSE = (4, 16, 64)
 """Of the numbers of experts that are measured there, those that are shown."""
 
 GROUPS: dict[str, dict[str, Speed]] = {
-    "decode": _always_on_tables(),
+    "decode": _always_on_tables("float32"),
+    "decode_bfloat16": _always_on_tables("bfloat16"),
+    "whole": _eight_experts("whole", WHOLE, "float32"),
+    "whole_bfloat16": _eight_experts("whole", WHOLE, "bfloat16"),
     "batch": {
         f"batch-{dtype}-{rows}": Speed(
             f"{dtype}, {rows} rows, a blend of its own for each",
@@ -134,12 +146,10 @@ GROUPS: dict[str, dict[str, Speed]] = {
             for dtype in DTYPES
         },
     },
-    "compiled": {
-        f"compiled-{dtype}": Speed(
-            f"{dtype}, base and blends compiled", (*LAYERS, "--dtype", dtype, *FOUR, "--compile"), _always_on(dtype, 32)
-        )
-        for dtype in DTYPES
-    },
+    "compiled": _eight_experts("compiled", LAYERS, "float32", "--compile"),
+    "compiled_bfloat16": _eight_experts("compiled", LAYERS, "bfloat16", "--compile"),
+    "compiled_whole": _eight_experts("compiled-whole", WHOLE, "float32", "--compile"),
+    "compiled_whole_bfloat16": _eight_experts("compiled-whole", WHOLE, "bfloat16", "--compile"),
     "quantised": {
         f"quantised-{kind}": Speed(
             f"{kind}, products in bfloat16",

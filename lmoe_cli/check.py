@@ -13,7 +13,7 @@ from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.findings import Finding, RefusedError, errors, finding
 from lmoe_cli.loadout.about_router import about_router
 from lmoe_cli.loadout.dequantized import METHOD
-from lmoe_cli.loadout.identity import Match, canonical, compare, same
+from lmoe_cli.loadout.identity import Match, at_revision, canonical, compare, same
 from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Expert, Loadout
 from lmoe_cli.loadout.placement import about_placement
@@ -136,8 +136,10 @@ def _identity(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
     claim = config.base if config else None
     verdict = compare(claim, loadout.base)
     name = expert.name
+    if verdict is Match.SAME and config and claim and (kept := at_revision(config.revision, loadout.base)) != verdict:
+        verdict, claim = kept, f"{claim}@{config.revision}"
     if verdict is Match.OTHER and claim:
-        if any(same(canonical(accepted), canonical(claim)) for accepted in expert.entry.accept_base):
+        if any(_accepts(accepted, claim) for accepted in expert.entry.accept_base):
             yield finding("base-accepted", name, f"{name}: trained on {claim}, accepted by the recipe")
         else:
             message = f"{name}: trained on {claim}, not on {loadout.base.ref}"
@@ -149,6 +151,12 @@ def _identity(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
     if (mark := quantization_in_name(claim)) and verdict is Match.SAME and loadout.base.quantization is None:
         message = f"{name}: trained on a base quantised as {mark}; on full weights it is slightly another function"
         yield finding("base-was-quantized", name, message)
+
+
+def _accepts(accepted: str, claim: str) -> bool:
+    """Whether a base that a recipe accepts is the one that an adapter names, at its revision where it names one."""
+    revision = claim.partition("@")[2]
+    return same(canonical(accepted), canonical(claim)) and revision in ("", accepted.partition("@")[2])
 
 
 def _weights(loadout: Loadout, expert: Expert) -> Iterator[Finding]:

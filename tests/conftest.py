@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests of the Hub undo this for the processes they start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,6 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+settings.register_profile("lmoe", deadline=None)  # how long an example takes is a matter of the machine
+settings.load_profile("lmoe")
 
 HOMES = itertools.count()
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lmoe_cli.codes import CODES
+from lmoe_cli.codes import CODES, Code, parts, uses
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lmoe_cli"
@@ -181,6 +181,12 @@ def test_every_code_that_is_raised_is_explained():
     assert unknown == {}
 
 
+def test_no_code_is_explained_twice():
+    groups = [own for part in (parts, uses) for own in vars(part).values() if isinstance(own, dict)]
+    keys = [code for own in groups for code in own if isinstance(own[code], Code)]
+    assert len(keys) == len(set(keys)) == len(CODES)
+
+
 def test_every_code_that_is_explained_is_raised_somewhere():
     text = "\n".join(source.read_text() for source in SOURCES if source.parent.name != "codes")
     assert [code for code in CODES if f'"{code}"' not in text] == []
@@ -191,6 +197,18 @@ def test_the_page_on_findings_is_made_from_the_codes():
     from findings_page import page
 
     assert (ROOT / "docs" / "findings.md").read_text() == page(), "run: python docs/findings_page.py"
+
+
+def test_the_page_on_keys_is_made_from_the_schemas():
+    sys.path.insert(0, str(ROOT / "docs"))
+    from keys_page import page
+
+    text = (ROOT / "docs" / "keys.md").read_text()
+    assert text == page(), "run: python docs/keys_page.py"
+    for file in ("loadout", "train"):
+        definitions = json.loads((ROOT / "schemas" / f"{file}-v1.json").read_text())["definitions"]
+        keys = {key for one in definitions.values() for key in one["properties"]}
+        assert [key for key in keys if f"| `{key}` |" not in text] == []
 
 
 def test_every_file_that_a_page_includes_is_there():

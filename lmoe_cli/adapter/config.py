@@ -60,6 +60,8 @@ class AdapterConfig(BaseModel):
     """In capitals, such as ``"LORA"``."""
     base: Text | None = Field(None, alias="base_model_name_or_path")
     """What the adapter says it was trained on. A claim."""
+    revision: Text | None = None
+    """Of that base, where it says one: a branch, tag or commit."""
     task_type: Text | None = None
     r: Rank | None = None
     lora_alpha: Number | None = None
@@ -130,7 +132,7 @@ def parse_config(data: bytes, where: str) -> AdapterConfig:
         stranger = "alpha" if kind == LORA else "lora_alpha"
         keys = raw.keys() - {stranger}
     else:  # only to be named; its other keys may mean anything
-        keys = {"peft_type", "base_model_name_or_path", "task_type", "target_modules"} & raw.keys()
+        keys = {"peft_type", "base_model_name_or_path", "revision", "task_type", "target_modules"} & raw.keys()
     told = {"unsupported": _unsupported(raw), "assumed_lora": assumed_lora}
     raw = DEFAULTS.get(kind, {}) | {"peft_type": LORA} | {key: raw[key] for key in keys} | told
     if isinstance(raw["peft_type"], str):

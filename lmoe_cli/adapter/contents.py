@@ -17,6 +17,11 @@ from lmoe_cli.errors import InvalidFileError
 FUSED_ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "weight")
 """The order in which modules with fused experts declare their parameters; PEFT wraps the first one innermost."""
 
+SAVED_TWICE = ".modules_to_save."
+AGAIN = {"saved_weight": "again_weight", "saved_bias": "again_bias"}
+"""Role → that of the same tensor when it is written a second time, with ``save_embedding_layers``. PEFT reads the
+first."""
+
 MARKERS = {
     "lora": "lora_A",
     "embedding": "lora_embedding_A",
@@ -47,6 +52,8 @@ class Part:
     """s = alpha/r, or alpha/√r when rank-stabilised. Dimensionless."""
     experts: int = 1
     """How many experts are stacked in the tensors."""
+    is_parameter: bool = False
+    """It changes a parameter itself, as its config's ``target_parameters`` say, rather than a layer."""
 
     @property
     def is_dora(self) -> bool:
@@ -103,15 +110,25 @@ def parts(stored: Mapping[str, Stored], config: AdapterConfig, where: str) -> tu
             continue
         depth = 0 if found.role.startswith("saved_") else found.depth
         roles = grouped.setdefault((found.module, depth), {})
-        if found.role in roles:
-            message = f"{where}: {name!r} and {roles[found.role].name!r} are the same {found.role} of {found.module}"
-            raise InvalidFileError("tensor-unplaced", message, where=where)
-        roles[found.role] = tensor
+        role = found.role
+        if role in roles:
+            roles[role], tensor = sorted((roles[role], tensor), key=lambda one: SAVED_TWICE in one.name)
+            if not _is_again(roles[role], tensor) or role not in AGAIN:
+                message = f"{where}: {tensor.name!r} and {roles[role].name!r} are the same {role} of {found.module}"
+                raise InvalidFileError("tensor-unplaced", message, where=where)
+            role = AGAIN[role]
+        roles[role] = tensor
     named = _name_fused(grouped, config, where)
     ranks, alphas = Patterns(config.rank_pattern, where), Patterns(config.alpha_pattern, where)
     made = {module: _part(module, named[module], config, ranks, alphas, where) for module in sorted(named, key=natural)}
     check_shared(shared, max((part.rank for part in made.values()), default=0), where)
     return made, shared
+
+
+def _is_again(plain: Stored, again: Stored) -> bool:
+    """Whether PEFT wrote a module that it keeps whole twice: by its own name, and by that of its wrapper."""
+    is_like = (plain.info.shape, plain.info.dtype) == (again.info.shape, again.info.dtype)
+    return SAVED_TWICE not in plain.name and SAVED_TWICE in again.name and is_like
 
 
 class _Group(NamedTuple):
@@ -175,7 +192,7 @@ def _part(
         hint = "it was saved by half: download it again, or ask its author"
         message = f"{where}: {module} has no magnitude, and the config says 'use_dora'"
         raise InvalidFileError("tensor-missing", message, hint=hint, where=where)
-    part = Part(module, kind, tensors)
+    part = Part(module, kind, tensors, is_parameter=group.is_parameter)
     if kind in ("ia3", "saved"):
         return part
     if kind == "vera":

@@ -39,6 +39,8 @@ ROLES = {
     "lokr_w2_b": r"lokr_w2_b(?:\.{adapter})?",
     "vera_lambda_b": r"vera_lambda_b(?:\.{adapter})?",
     "vera_lambda_d": r"vera_lambda_d(?:\.{adapter})?",
+    "original_weight": r"original_module\.weight",
+    "original_bias": r"original_module\.bias",
     "saved_weight": "weight",
     "saved_bias": "bias",
 }

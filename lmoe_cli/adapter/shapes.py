@@ -8,6 +8,9 @@ from lmoe_cli.checkpoint.header import FLOATS
 from lmoe_cli.checkpoint.index import Stored
 from lmoe_cli.errors import InvalidFileError
 
+IDLE = ("again_weight", "again_bias", "original_weight", "original_bias")
+"""What PEFT may write beside a module that it keeps whole, and runs without: the same again, and the base's own."""
+
 REQUIRED = {
     "lora": ({"lora_A", "lora_B"}, {"lora_B_bias", "magnitude", "saved_bias", "saved_weight"}),
     "embedding": ({"lora_embedding_A", "lora_embedding_B"}, {"magnitude", "saved_weight"}),
@@ -15,7 +18,7 @@ REQUIRED = {
     "loha": ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, set()),
     "lokr": (set(), {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}),
     "vera": ({"vera_lambda_b", "vera_lambda_d"}, set()),
-    "saved": (set(), {"saved_weight", "saved_bias"}),
+    "saved": (set(), {"saved_weight", "saved_bias", *IDLE}),
 }
 """Kind of part → roles that must be there, roles that may."""
 

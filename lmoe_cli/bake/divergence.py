@@ -10,11 +10,9 @@ A long record is predicted in parts and a part compared in smaller ones, so that
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from lmoe_cli.bake.routed import Case, prompt_of
 from lmoe_cli.bank.bank import Bank, build_bank
 from lmoe_cli.engine.attach import attach, detach
 from lmoe_cli.engine.engine import Engine
+from lmoe_cli.engine.some_logits import logits_at
 from lmoe_cli.loadout.loadout import Loadout
 
 MEANS, UNIFORM, BASE = "mean gates", "uniform", "base"
@@ -118,12 +117,7 @@ def _logits(model: nn.Module, ids: Tensor, places: Tensor) -> Tensor:
         (n, V).
     """
     device = next(model.parameters()).device
-    words: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        logits: Tensor = model(**words, logits_to_keep=places.to(device)).logits[0]
-    else:
-        logits = model(**words).logits[0, places.to(device)]
-    return logits.cpu()
+    return logits_at(model, places.to(device), input_ids=ids.to(device))[0].cpu()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmoe_cli.adapter.adapter import Adapter
+from lmoe_cli.adapter.config import CONFIG
 from lmoe_cli.bake.plan import Plan
 from lmoe_cli.bake.write import Written
 from lmoe_cli.errors import LmoeError
@@ -51,7 +52,7 @@ def experts_facts(loadout: Loadout, base_hashes: dict[str, str]) -> dict[str, An
         "base": {
             "ref": loadout.base.ref,
             "revision": loadout.base.source.revision,
-            "sha256": base_hashes,
+            "sha256": base_hashes | _config_hash(loadout.base.source, "config.json"),
         },
         "experts": {expert.name: _expert(loadout, expert) for expert in loadout.experts},
     }
@@ -65,7 +66,7 @@ def _expert(loadout: Loadout, expert: Expert) -> dict[str, Any]:
     return {
         "ref": adapter.ref,
         "revision": adapter.source.revision,
-        "sha256": file_hashes(adapter.weights, _weight_files(adapter)),
+        "sha256": file_hashes(adapter.weights, _weight_files(adapter)) | _config_hash(adapter.source, CONFIG),
         "tensors": len(adapter.stored),
         "matched": len(used & set(adapter.stored)),
         "left_out": sorted(left_out),
@@ -83,6 +84,11 @@ def _used(loadout: Loadout, expert: Expert) -> tuple[set[str], set[str]]:
 
 def _weight_files(adapter: Adapter) -> tuple[str, ...]:
     return tuple(sorted({tensor.file for tensor in adapter.stored.values()}))
+
+
+def _config_hash(source: Source, name: str) -> dict[str, str]:
+    """What says how the weights act, such as alpha, where there is such a file."""
+    return file_hashes(source, (name,)) if source.has(name) else {}
 
 
 def file_hashes(source: Source, names: tuple[str, ...]) -> dict[str, str]:

@@ -21,9 +21,9 @@ from lmoe_cli.bank.product import Products, choose_products
 from lmoe_cli.bank.routed import Place, Places
 from lmoe_cli.bank.shared import Latest, SharedInput
 from lmoe_cli.bank.site import FusedSite
-from lmoe_cli.bank.tree import Location, Tree, compute_dtype, input_width, is_linear, is_packed
+from lmoe_cli.bank.tree import Location, Tree, compute_dtype, input_width, is_linear, is_lookup, is_packed
 from lmoe_cli.bank.whole import BlendedModule
-from lmoe_cli.errors import InvalidFileError
+from lmoe_cli.errors import InvalidFileError, UsageError
 from lmoe_cli.loadout.layout import Target
 from lmoe_cli.loadout.loadout import Loadout
 from lmoe_cli.loadout.routers import Share
@@ -161,6 +161,11 @@ def make_bank(
     return Bank(names, gates, builder.made, bare, places.found)
 
 
+def _unsupported(name: str, reason: str) -> UsageError:
+    hint = "train on its other modules, or run the adapter with PEFT"
+    return UsageError("module-unsupported", f"{name}: the class of this base {reason}", hint=hint, where=name)
+
+
 class _Builder:
     """Makes what replaces each module, sharing the stacked A where siblings read the same input."""
 
@@ -197,7 +202,11 @@ class _Builder:
             return experts
         # These read token numbers, or have no products of their own: the knobs are their gates.
         if isinstance(module, nn.Embedding):
+            if not is_lookup(module):
+                raise _unsupported(name, "does more than look rows up")
             return BlendedEmbedding(module, own, self._places.knobs, kind, device)
+        if any(term.delta.bias is not None for term in own) and getattr(module, "bias", None) is None:
+            raise _unsupported(name, "has no bias, and an expert brings one")
         return BlendedModule(module, own, self._places.knobs)
 
     def _add_linear(self, group: Mapping[str, list[Term]]) -> None:

@@ -131,6 +131,12 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def is_lookup(module: nn.Embedding) -> bool:
+    """Whether an embedding looks rows up, scales them by its ``embed_scale`` where it has one, and does no more."""
+    is_plain = type(module).forward is nn.Embedding.forward
+    return is_plain or (hasattr(module, "embed_scale") and not list(module.children()))
+
+
 def input_width(module: nn.Module) -> int:
     """Inputs d_in of a linear layer or Conv1D."""
     return int(module.in_features) if isinstance(module, nn.Linear) else int(getattr(module, "nx", 0))

@@ -17,6 +17,7 @@ from lmoe_cli.chat.lines import printable
 from lmoe_cli.chat.quoted import is_open
 from lmoe_cli.chat.session import Session
 from lmoe_cli.chat.show import rendered
+from lmoe_cli.findings import Finding
 
 PROMPT = ">>> "
 MORE = "... "
@@ -41,9 +42,14 @@ def converse(session: Session) -> None:
         hinted = False
         session.go_on()
         with _interruptible(session):
+            is_in_line = False
             for event in handle(session, line):
                 if isinstance(event, Leave):
                     return
+                if is_in_line and isinstance(event, Finding):  # an answer that failed has no end of its own
+                    sys.stdout.write("\n")
+                    sys.stdout.flush()
+                is_in_line = isinstance(event, Text)
                 _show(event, talk)
 
 

@@ -31,7 +31,7 @@ from lmoe_cli.chat.screen import Screen
 from lmoe_cli.chat.session import Session
 from lmoe_cli.chat.show import rendered
 from lmoe_cli.errors import LmoeError
-from lmoe_cli.findings import from_error
+from lmoe_cli.findings import Finding, from_error
 
 HELLO = Note("/help lists the commands, Alt-↑↓ turn the weights, Ctrl-D leaves")
 BYE = Note("/bye or Ctrl-D leaves")
@@ -95,7 +95,10 @@ class Repl:
 
     def _work(self, line: str) -> None:
         self._echo(line)
-        self._show(handle(self.session, line))
+        for event in handle(self.session, line):
+            if isinstance(event, Finding):  # an answer that failed has no end of its own
+                self._end()
+            self._show([event])
         self.screen.print("")
         self.session.go_on()
 
@@ -129,13 +132,17 @@ class Repl:
                     self.screen.text(text, style)
                 continue
             if isinstance(event, Answer):
-                if closing := self._painter.end():
-                    self.screen.text(closing)
-                self.screen.end()
+                self._end()
             if isinstance(event, Leave):
                 self._leave()
             elif (shown := rendered(event)) is not None:
                 self.screen.print(shown)
+
+    def _end(self) -> None:
+        """Complete the last line of an answer."""
+        if closing := self._painter.end():
+            self.screen.text(closing)
+        self.screen.end()
 
     def _tail(self) -> AnyFormattedText:
         return [(fragment_style(style), text) for style, text in self.screen.tail.runs]

@@ -68,7 +68,8 @@ class Session:
         """Tell how much say experts have in what is answered."""
         self._outside = outside
         self._stop = threading.Event()
-        self._generation: Generation | None = None
+        self.generation: Generation | None = None
+        """The answer that is being given, or the last one."""
         self._told_forgetting = False
         self._use(engine)
 
@@ -111,7 +112,7 @@ class Session:
     @property
     def speed(self) -> float:
         """Tokens per second of the answer that is being given, or of the last one."""
-        generation = self._generation
+        generation = self.generation
         return generation.timings.tokens_per_s if generation else 0.0
 
     def stop(self) -> None:
@@ -133,7 +134,7 @@ class Session:
         yield told
 
     def _stream(self, messages: list[Message], sampling: Sampling, values: KeyValues) -> Generator[Event, None, Answer]:
-        generation = self._generation = self.engine.stream(messages, sampling, values)
+        generation = self.generation = self.engine.stream(messages, sampling, values)
         finish: Finish | Literal["interrupted"] = "interrupted"
         say = Say(self.engine) if self.shows_route else None
         if say and say.is_of_tokens and not self._told_letters:

@@ -18,6 +18,7 @@ from lmoe_cli.cli.placing import Placing, checked, piped, placed, started
 from lmoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from lmoe_cli.chat.events import Answer
     from lmoe_cli.chat.session import Session
     from lmoe_cli.engine.engine import Engine
     from lmoe_cli.findings import Finding
@@ -27,6 +28,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 EMBEDDED = Path(__file__).parents[1] / "chat" / "battlemage.yaml"
 """The loadout that answers where none is named."""
+MAX_CHANGES = 5
+"""Tokens whose change a person is told."""
 
 
 def sampling(function: F) -> F:
@@ -130,32 +133,79 @@ def _bake(found: Loadout, folder: Path, advance: Callable[[int], None]) -> str:
 
 def _answer(session: Session, text: str, left_out: str | None, findings: Sequence[Finding], out: Output) -> None:
     """Answer once. On a terminal the answer streams; anywhere else it comes whole."""
-    from lmoe_cli.chat.events import Answer, Note, Text
-    from lmoe_cli.chat.lines import printable
     from lmoe_cli.chat.session import CONTINUES
-    from lmoe_cli.chat.show import status
     from lmoe_cli.engine.without import without
 
-    if not session.engine.has_template:
+    engine = session.engine
+    if not engine.has_template:
         out.say(CONTINUES)
-    streams = sys.stdout.isatty() and not out.as_json
     names = [left_out] if left_out is not None else []
-    with without(session.engine, *names):
+    if names:
+        engine.unfold()  # what follows compares both ways, computed alike
+    with without(engine, *names):
+        answer = _say(session, text, out)
+    timings = answer.timings
+    data = {
+        "text": answer.text,
+        "weights": {**answer.weights, **dict.fromkeys(names, 0.0)},
+        "tokens": timings.new_tokens,
+        "finish": answer.finish,
+        "timings": {**asdict(timings), "tokens_per_s": timings.tokens_per_s},
+        "without": None,
+    }
+    told: tuple[Finding, ...] = ()
+    if left_out is not None and not (out.quiet and not out.as_json):
+        data["without"], told = _change(session, left_out, out)
+    out.finish(data, [*findings, *told])
+
+
+def _say(session: Session, text: str, out: Output) -> Answer:
+    """Print an answer."""
+    from lmoe_cli.chat.events import Answer, Note, Text
+    from lmoe_cli.chat.lines import printable
+    from lmoe_cli.chat.show import status
+
+    streams = sys.stdout.isatty() and not out.as_json
+    is_in_line = False
+    try:
         for event in session.answer(text):
             match event:
                 case Text(piece) if streams:
+                    is_in_line = True
                     click.echo(printable(piece), nl=False)
                 case Note(note):
                     out.say(note)
-                case Answer(answer, finish, timings):
+                case Answer(answer):
+                    is_in_line = False
                     if not out.as_json:
                         click.echo("" if streams else answer)
                     if out.verbose:
                         out.say(status(event))
-                    told = {**asdict(timings), "tokens_per_s": timings.tokens_per_s}
-                    weights = {**event.weights, **dict.fromkeys(names, 0.0)}
-                    data = {"text": answer, "weights": weights, "tokens": timings.new_tokens, "finish": finish}
-                    out.finish({**data, "timings": told}, findings)
+                    return event
+    finally:
+        if is_in_line:
+            click.echo("")
+    raise AssertionError("every answer has an end")
+
+
+def _change(session: Session, name: str, out: Output) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
+    """What an expert would have made of the answer; where that cannot be told, the answer stands all the same."""
+    from lmoe_cli.chat.changed import changed
+    from lmoe_cli.errors import InvalidFileError
+    from lmoe_cli.findings import finding
+
+    assert session.generation is not None, "an answer was given"
+    try:
+        found = changed(session.engine, session.generation, name)
+    except InvalidFileError as error:
+        told = (finding("change-unknown", name, str(error), error.hint),)
+        out.warn(told)
+        return None, told
+    if tokens := sorted(found["changes"], key=lambda one: -abs(one["change"])):
+        most = ", ".join(f"{one['text']!r} {one['change']:+.2f}" for one in tokens[:MAX_CHANGES])
+        mean = f"{found['mean_change']:+.4f} nats per token of this answer"
+        out.say(f"log-probabilities with {name}, less those without: {mean}; most at {most}")
+    return found, ()
 
 
 def _converse(session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,8 @@ def evaluate(
         "base": loadout.base.ref,
         "router": loadout.recipe.router.type,
         "experts": [expert.name for expert in loadout.experts],
-        "domains": {}, "variants": [], "oracle": None, "retrained": None, "tasks": None, "baseline": None,
+        "domains": {}, "variants": [], "without": {}, "oracle": None, "retrained": None, "tasks": None,
+        "baseline": None,
         "settings": {
             "split": split, "limit": limit, "max_tokens": max_tokens, "too_long": too_long, "generate": generates,
             "resamples": resamples, "seed": seed, "random": not no_random, "quantize": placing.quantize,
@@ -233,6 +235,8 @@ def _judge(
     out: Output,
 ) -> list[Finding]:
     """Fill in what the data says of every variant."""
+    from lmoe_cli.engine.trace import texts
+    from lmoe_cli.evaluate.changes import changes
     from lmoe_cli.evaluate.measure import best_single, measure, work
     from lmoe_cli.evaluate.report import facts, remarks, report
     from lmoe_cli.evaluate.seen import about_seen
@@ -247,6 +251,7 @@ def _judge(
     resamples, seed = data["settings"]["resamples"], data["settings"]["seed"]
     data["domains"] = {domain.name: facts(domain) for domain in domains}
     data["variants"] = report(variants, domains, scores, oracle, resamples=resamples, seed=seed)
+    data["without"] = changes(variants, domains, scores, partial(texts, stage.engine))
     data["oracle"] = {
         "chosen": oracle,
         "on": {domain.name: facts(domain) for domain in select} if select else "the same data",

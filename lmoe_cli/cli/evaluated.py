@@ -6,6 +6,8 @@ from typing import Any
 
 from lmoe_cli.cli.output import Output
 
+MAX_CHANGES = 5
+"""Tokens of a domain whose change a person is shown."""
 TITLES = {"nats_per_token": "nats per token", "bits_per_byte": "bits per byte", "exact_match": "exact match"}
 
 
@@ -29,6 +31,8 @@ def show(out: Output, data: dict[str, Any]) -> None:
         told = ", ".join(f"{name} on {domain}" for domain, name in data["oracle"]["chosen"].items())
         on_same = data["oracle"]["on"] == "the same data"
         out.say(f"oracle: {told}; chosen on {'the same data, --select chooses on other' if on_same else 'other data'}")
+    for name, own in data["without"].items():
+        _show_changes(out, name, own)
     for name, own in (data["tasks"] or {}).items():
         rows = [
             [task, key, f"{value:.4f}", _stderr(found, key)]
@@ -40,6 +44,14 @@ def show(out: Output, data: dict[str, Any]) -> None:
     if data["baseline"]:
         for name, one in data["baseline"]["domains"].items():
             out.say(f"{name}: {one['before']:.4f} before, {one['now']:.4f} now ({one['worse_by']:+.4f} nats per token)")
+
+
+def _show_changes(out: Output, expert: str, domains: dict[str, Any]) -> None:
+    """What an expert does to the tokens: how many it changes, and those that it changes most."""
+    from lmoe_cli.evaluate.changes import domain_rows, token_rows
+
+    out.table(f"log-probabilities of tokens with {expert}, less those without, in nats", *domain_rows(domains))
+    out.table("", *token_rows(expert, domains, MAX_CHANGES))
 
 
 def _alone(values: dict[str, Any], key: str) -> str | None:

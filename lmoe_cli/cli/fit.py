@@ -131,7 +131,7 @@ def fit(
     after = [judged(engine, dict(zip(names, found, strict=True)), side) for side in sides]
     train = losses(before[0], after[0], sides[0], seed)
     kept = losses(before[1], after[1], sides[1], seed) if sides[1] else None
-    told = [*remarks(sides[0], loadout.recipe.router.scope), *about_fit(kept, str(target))]
+    told = [*remarks(sides[0], "fixed"), *about_fit(kept, str(target))]
     out.warn(told)
     weights = parted.weights_of(split.parts, found)
     written = moved(loadout.live, target.parent)

@@ -86,12 +86,13 @@ def route(
         found.expert(without)
     out.warn(findings)
     engine = started(found, placing, out)
+    from lmoe_cli.engine.without import compare
     from lmoe_cli.route.page import page
-    from lmoe_cli.route.report import compare, report
+    from lmoe_cli.route.report import report
     from lmoe_cli.route.subject import subject
 
     looked_at = subject(engine, said, raw=raw, answer=answer, generate=generate or 0)
-    left = compare(engine, looked_at, without) if without is not None else None
+    left = compare(engine, looked_at.tokens, without) if without is not None else None
     if file:
         write_file(file, page(report(engine, looked_at, left, "layer"), found.recipe.name).encode(), force=force)
         out.say(f"{file}: written")

@@ -134,6 +134,10 @@ FIT = {
         "The model class computes with a module's weights and never calls it, so an expert on it would not act.",
         "Train on other modules.",
     ),
+    "module-unsupported": error(
+        "The model class does more with a module than its kind does, so an expert on it would be computed wrongly.",
+        "Train on other modules, or run the adapter with PEFT.",
+    ),
     "saved-missing": warning(
         "An adapter's config says that a module was trained whole, and its files hold none.", AGAIN
     ),

@@ -45,12 +45,21 @@ RUN = {
     "command-unknown": error("The chat has no such command.", "`/help` lists them."),
     "setting-unknown": error("There is no such sampling setting.", "See the hint."),
     "setting-invalid": error("A sampling setting is out of range.", "See the range in the message."),
+    "change-unknown": warning(
+        "With all experts the model computes NaN or infinity, so what one of them changes cannot be told.",
+        "Smaller weights, or `--dtype float32`.",
+    ),
 }
 
 ROUTERS = {
-    "no-router": error("There is no trained router in that place.", "Name the folder that `lmoe train` wrote."),
+    "no-router": error(
+        "There is no trained router in that place.", "Name the folder `router/` in what `lmoe train` wrote."
+    ),
     "router-invalid": error("The files of a trained router are damaged, or contradict each other.", AGAIN),
-    "router-settings": error("What the recipe sets does not go together with how the gate was trained.", "See it."),
+    "router-settings": error(
+        "What the recipe sets does not go together with how the gate was trained.",
+        "Leave it out, or set it as trained.",
+    ),
     "router-experts-differ": error(
         "A trained gate has rows for other experts than the recipe's.", "`lmoe router grow` or `shrink`, or train it."
     ),
@@ -87,6 +96,10 @@ DATA = {
     "data-content": error("What a message or line says is not text, or empty.", "See the line."),
     "data-unanswered": error("The assistant says nothing in a conversation, so nothing can be learned.", "Remove it."),
     "data-too-long": error("A record has more tokens than fit.", "Shorten it, or let it be cut off or left out."),
+    "data-cut": warning(
+        "Records were cut off at the limit, or left out.",
+        "`--max-tokens` and `--too-long`, of a training `max_length` and `too_long`.",
+    ),
     "template-no-mask": error(
         "The base's chat template neither marks what the assistant says, nor writes a conversation as its beginning "
         "and what follows.",
@@ -118,7 +131,6 @@ TRAIN = {
         "Nearly all tokens go to one expert.", "Raise `balance`, or train experts longer before the gate."
     ),
     "checkpoint-damaged": warning("A checkpoint was cut short.", "Nothing to do: an earlier one is gone on with."),
-    "data-cut": note("Records were longer than `max_length`."),
 }
 
 BAKE = {
@@ -144,7 +156,6 @@ BAKE = {
 }
 
 EVALUATE = {
-    "data-cut": warning("Records were cut off at the limit, or left out.", "`--max-tokens` and `--too-long`."),
     "interval-missing": warning("One record tells nothing of others, so there is no interval.", "More records."),
     "eval-seen": warning("The router was made from what it is judged by.", "`--split valid`, or another file."),
     "eval-unrouted": warning("A router that decides by prompts had no say in texts.", "Records with `messages`."),

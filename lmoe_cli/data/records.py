@@ -14,12 +14,11 @@ from lmoe_cli.disk import is_there
 from lmoe_cli.engine.prompt import Message
 from lmoe_cli.errors import InvalidFileError, NotFoundError
 from lmoe_cli.files import opened
+from lmoe_cli.split_names import split_name
 from lmoe_cli.strict_json import parse_object
 
 MAX_LINE_BYTES = 16 << 20
 ROLES = ("system", "user", "assistant", "tool")
-SPLITS = {"validation": "valid", "val": "valid", "dev": "valid", "eval": "valid", "training": "train"}
-"""Other words for a split → ours."""
 ONE_PER_LINE = "one JSON object per line, with 'messages' or 'text'"
 
 
@@ -94,7 +93,7 @@ def _record(line: bytes, where: str) -> Record:
     split, text = entry.get("split"), entry.get("text")
     if split is not None and not (isinstance(split, str) and split.strip()):
         raise _invalid(where, "'split' is not a word", 'such as "train" or "valid"')
-    split = SPLITS.get(split.strip().lower(), split.strip().lower()) if split else None
+    split = split_name(split) if split else None
     if ("messages" in entry) == ("text" in entry):
         which = "both" if "text" in entry else "neither"
         raise _invalid(where, f"has {which} of 'messages' and 'text'", "one of the two on every line")

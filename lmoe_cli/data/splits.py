@@ -14,8 +14,7 @@ from pathlib import Path
 
 from lmoe_cli.data.records import Record, read_records
 from lmoe_cli.errors import InvalidFileError
-
-TRAIN, VALID = "train", "valid"
+from lmoe_cli.split_names import TRAIN, VALID
 
 
 @dataclass(frozen=True)

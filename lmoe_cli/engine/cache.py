@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmoe_cli.engine.some_logits import keeps_some
+
 
 class KeyValues:
     """Computes the logits after a list of tokens, reusing what an earlier, shorter list left behind.
@@ -110,7 +112,7 @@ class KeyValues:
 
 def last_only(model: nn.Module) -> dict[str, Any]:
     """Arguments with which a model computes the logits of the last token alone, where it can."""
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+    if not keeps_some(model):
         return {}
     weight = next(model.parameters())
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:

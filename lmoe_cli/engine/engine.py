@@ -21,6 +21,7 @@ from lmoe_cli.engine.fold import Folded, fold
 from lmoe_cli.engine.generate import Generation
 from lmoe_cli.engine.prompt import Message
 from lmoe_cli.engine.sampling import Sampling
+from lmoe_cli.engine.some_logits import logits_at
 from lmoe_cli.engine.wording import Wording
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.loadout import Loadout
@@ -276,14 +277,11 @@ class Engine(Wording):
                 gates.set(before)
 
     def generate(self, prompt: str | Sequence[Message], **settings: Any) -> str:
-        """Answer a prompt.
+        """Answer a prompt, and return the whole answer.
 
         Args:
             prompt: See `encode`.
             **settings: Any of `Sampling`'s, such as ``temperature=0`` or ``seed=1``.
-
-        Returns:
-            The whole answer.
         """
         generation = self.stream(prompt, self.sampling.with_(**settings))
         for _ in generation:
@@ -301,19 +299,20 @@ class Engine(Wording):
         return CompiledKeyValues(self.model, self._step, keep=keep) if self._step else KeyValues(self.model, keep=keep)
 
     @torch.inference_mode()
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Logits of every position.
+    def logits(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
+        """Logits of every position, (B, T, V), or of some, (B, P, V).
 
         Args:
             tokens: (B, T), int64.
-
-        Returns:
-            (B, T, V).
+            places: Positions, (P,), int64; all when None.
 
         Raises:
             ValueError: Rows of a batch have been given blends of their own, and these are not as many rows.
         """
         with self.still():
             self._require_rows(tokens.shape[0])
-            output: Tensor = self.model(input_ids=tokens.to(self.bank.gates.values.device)).logits
+            ids = tokens.to(self.bank.gates.values.device)
+            if places is not None:
+                return logits_at(self.model, places.to(ids.device), input_ids=ids)
+            output: Tensor = self.model(input_ids=ids).logits
         return output

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from lmoe_cli.engine.cache import KeyValues
@@ -85,6 +86,10 @@ class Generation:
         self._started = time.perf_counter()
         self._first = self._last = self._started
         self._reused = 0
+        self._lengths: list[int] = []
+        """Characters that each new token added."""
+        self._stopped = False
+        """By a stop text."""
 
     @property
     def timings(self) -> Timings:
@@ -92,6 +97,14 @@ class Generation:
         return Timings(
             len(self.prompt), self._reused, len(self.new), self._first - self._started, self._last - self._started
         )
+
+    @property
+    def said(self) -> list[int]:
+        """New tokens that the answer is made of: not the one that ends the turn, nor those of a stop text."""
+        if self._stopped:
+            starts = accumulate(self._lengths, initial=0)
+            return [token for token, start in zip(self.new, starts, strict=False) if start < len(self.text)]
+        return self.new[:-1] if self.new and self.new[-1] in self._ends else self.new
 
     def __iter__(self) -> Iterator[Piece]:
         """Generate.
@@ -112,10 +125,12 @@ class Generation:
             self.new.append(token)
             finish: Finish | None = None
             if token in self._ends:
-                text, finish = held.rest(), "stop"
+                text, finish = held.add(self._decoder.rest())[0] + held.rest(), "stop"
             else:
-                text, stopped = held.add(self._decoder.add(token))
-                if stopped:
+                added = self._decoder.add(token)
+                self._lengths.append(len(added))
+                text, self._stopped = held.add(added)
+                if self._stopped:
                     finish = "stop"
                 elif len(self.new) >= self._sampling.max_new_tokens:
                     finish = "length"

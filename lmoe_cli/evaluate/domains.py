@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lmoe_cli.data.examples import Encoder, Example, Tally
 from lmoe_cli.data.records import Record, data_hash, read_records
-from lmoe_cli.data.splits import VALID, of_split, require_some
+from lmoe_cli.data.splits import of_split, require_some
 from lmoe_cli.errors import InvalidFileError
+from lmoe_cli.split_names import VALID
 
 ALL = "all"
 """Name of the split that is every record."""

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lmoe_cli.data.examples import Encoder
-from lmoe_cli.data.splits import TRAIN, VALID
 from lmoe_cli.data.splits import Split as Sides
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.evaluate.bootstrap import averaged, interval, resampled
 from lmoe_cli.evaluate.domains import Domain, domain_of
 from lmoe_cli.evaluate.losses import record_nats
 from lmoe_cli.findings import Finding, finding
+from lmoe_cli.split_names import TRAIN, VALID
 
 RESAMPLES = 1000
 

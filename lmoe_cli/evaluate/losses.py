@@ -2,12 +2,11 @@
 
     L = sum over judged tokens of -log p(token | those before it)        in nats
 
-Kept per record, so that variants can be compared on the very same records.
+Kept per token, and added up per record, so that variants can be compared on the very same ones.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from lmoe_cli.engine.engine import Engine
+from lmoe_cli.engine.some_logits import logits_at
 from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.evaluate.domains import Case, runs
 from lmoe_cli.router.prompt import PromptRouter
@@ -47,7 +47,9 @@ class Batch:
     """Rows of like length, side by side."""
 
     cases: Tensor
-    """Which case each judged token counts for, (N,), int64, in the order of `nats`."""
+    """Which case each judged token is of, (N,), int64, in the order of `nats`."""
+    positions: Tensor
+    """Where it stands there, (N,), int64."""
     tokens: Tensor
     """(B, T), int64. What fills rows up stands behind them, where no token looks."""
     learned: Tensor
@@ -56,8 +58,25 @@ class Batch:
     """(B, E), where rows have blends of their own."""
 
 
-def record_nats(engine: Engine, cases: Sequence[Case], advance: Callable[[int], None] = lambda _: None) -> Tensor:
-    """Loss of each record under the blend in force.
+def record_nats(engine: Engine, cases: Sequence[Case]) -> Tensor:
+    """Loss of each record under the blend in force, (N,), float64, in nats; see `token_nats`."""
+    return per_record(token_nats(engine, cases), cases)
+
+
+def per_record(nats: Tensor, cases: Sequence[Case]) -> Tensor:
+    """Sums over the judged tokens of each record, (N,), float64.
+
+    Args:
+        nats: From `token_nats`.
+        cases: N of them.
+    """
+    counts = torch.tensor([case.count for case in cases])
+    numbers = torch.arange(len(cases)).repeat_interleave(counts)
+    return torch.zeros(len(cases), dtype=torch.float64).index_add_(0, numbers, nats.double())
+
+
+def token_nats(engine: Engine, cases: Sequence[Case], advance: Callable[[int], None] = lambda _: None) -> Tensor:
+    """Loss of each judged token under the blend in force.
 
     Args:
         engine: With the weights to be judged.
@@ -65,12 +84,13 @@ def record_nats(engine: Engine, cases: Sequence[Case], advance: Callable[[int], 
         advance: Is told how many more rows are done.
 
     Returns:
-        (N,), float64, in nats.
+        (N,), float32, in nats: record by record, in the order of the tokens.
 
     Raises:
         InvalidFileError: The model computes NaN or infinity.
     """
-    total = torch.zeros(len(cases), dtype=torch.float64)
+    starts = torch.tensor([0, *(len(case.tokens) for case in cases)]).cumsum(0)
+    all_of_them = torch.zeros(int(starts[-1]))
     for batch in batches(rows_of(engine, cases), vocabulary_of(engine.model)):
         if batch.gates is not None:
             engine.set_gates(batch.gates)
@@ -79,9 +99,9 @@ def record_nats(engine: Engine, cases: Sequence[Case], advance: Callable[[int], 
         if not bool(torch.isfinite(found).all()):
             hint = "smaller weights, or --dtype float32"
             raise InvalidFileError("logits-not-finite", "the model computes NaN or infinity", hint=hint)
-        total.index_add_(0, batch.cases, found.double().cpu())
+        all_of_them[starts[batch.cases] + batch.positions] = found.cpu()
         advance(len(batch.tokens))
-    return total
+    return all_of_them[torch.cat([case.learned for case in cases])]
 
 
 def rows_of(engine: Engine, cases: Sequence[Case]) -> list[Row]:
@@ -97,6 +117,9 @@ def rows_of(engine: Engine, cases: Sequence[Case]) -> list[Row]:
     for row in whole:
         messages, turns = cases[row.case].record.messages, cases[row.case].record.learned
         spans = list(runs(row.learned))
+        said = [turn for turn in turns if messages[turn]["content"].strip()]
+        if len(spans) == len(said) < len(turns):  # where an empty answer has no token to be judged by
+            turns = said
         firsts = [turn for turn in turns if turn - 1 not in turns]
         if len(spans) < len(turns) == len(firsts):  # the last ones were cut off
             turns = turns[: len(spans)]
@@ -137,7 +160,7 @@ def _batch(rows: Sequence[Row]) -> Batch:
     learned = pad_sequence([row.learned for row in rows], batch_first=True)  # (B, T)
     cases = torch.tensor([row.case for row in rows]).repeat_interleave(learned.sum(1))
     gates = [row.gates for row in rows if row.gates is not None]
-    return Batch(cases, tokens, learned, torch.stack(gates) if gates else None)
+    return Batch(cases, learned.nonzero()[:, 1], tokens, learned, torch.stack(gates) if gates else None)
 
 
 def nats(model: nn.Module, batch: Batch) -> Tensor:
@@ -153,14 +176,8 @@ def nats(model: nn.Module, batch: Batch) -> Tensor:
     device = next(model.parameters()).device
     tokens, learned = batch.tokens.to(device), batch.learned.to(device)
     wanted = learned[:, 1:]  # (B, T-1): position t predicts token t + 1
-    words: dict[str, Any] = {"input_ids": tokens[:, :-1], "use_cache": False}
-    kept = wanted.any(0).nonzero().flatten()
-    if _keeps_some(model):
-        # Half of all tokens are the user's: their logits, as large as the vocabulary, are never made.
-        words["logits_to_keep"] = kept
-        logits = model(**words).logits  # (B, K, V)
-    else:
-        logits = model(**words).logits[:, kept]
+    kept = wanted.any(0).nonzero().flatten()  # half of all tokens are the user's
+    logits = logits_at(model, kept, input_ids=tokens[:, :-1])  # (B, K, V)
     asked, due = wanted[:, kept], tokens[:, 1:][:, kept]
     losses = [
         F.cross_entropy(own[is_asked].float(), target[is_asked], reduction="none")
@@ -173,7 +190,3 @@ def vocabulary_of(model: nn.Module) -> int:
     """V: rows of the input embedding."""
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     return int(embedding.weight.shape[0])
-
-
-def _keeps_some(model: nn.Module) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters

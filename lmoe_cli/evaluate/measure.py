@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lmoe_cli.evaluate.answers import is_answered, matches
 from lmoe_cli.evaluate.domains import Domain
-from lmoe_cli.evaluate.losses import record_nats
+from lmoe_cli.evaluate.losses import per_record, token_nats
 from lmoe_cli.evaluate.variants import Stage, Variant
 
 Advance = Callable[[int], None]
@@ -21,6 +21,8 @@ class Score:
 
     nats: Tensor
     """(N,), float64."""
+    tokens: Tensor
+    """The same of each judged token, float32, record by record."""
     matches: Tensor | None = None
     """1 where the answer is the one that is due, (M,), float64, of the M records that have one."""
 
@@ -53,10 +55,10 @@ def measure(
     for variant in variants:
         own: dict[str, Score] = {}
         for domain in domains:
-            nats = record_nats(stage.take(variant), domain.cases, advance)
+            nats = token_nats(stage.take(variant), domain.cases, advance)
             answered = [case for case in domain.cases if is_answered(case)] if generates else []
             said = matches(stage.take(variant), answered, advance) if answered else None
-            own[domain.name] = Score(nats, said)
+            own[domain.name] = Score(per_record(nats, domain.cases), nats, said)
         found[variant.name] = own
     return found
 

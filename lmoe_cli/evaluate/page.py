@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lmoe_cli.evaluate.changes import domain_rows, token_rows
 from lmoe_cli.findings import Finding
 from lmoe_cli.html_page import cell, document, listing, row, section, table, text
 
@@ -15,6 +16,10 @@ TITLES = {
     "bits_per_byte": ("Bits per byte", "Lower is better. Comparable between tokenizers.", 4),
     "exact_match": ("Exact match", "Share of answers that are the ones due, to the letter. Higher is better.", 3),
 }
+CHANGE = (
+    "Log-probabilities of tokens with {expert}, less those without, in nats: above 0 it makes them likelier. Below, "
+    "the tokens that it changes most."
+)
 DIFFERENCE = (
     "Below each number: the same less the recipe's, with the 95 % interval of a paired bootstrap over records. Green "
     "is better than the recipe, red worse, where the interval does not reach 0."
@@ -36,9 +41,17 @@ def page(data: dict[str, Any], findings: Sequence[Finding]) -> str:
             if any(one["domains"][domain][key] is not None for one in data["variants"] for domain in data["domains"]):
                 table = _numbers(data, key, digits)
                 parts.append(section(title, f"{words} {DIFFERENCE}", table))
+    for expert, domains in data["without"].items():
+        parts.append(section(f"Without {expert}", CHANGE.format(expert=expert), _changes(expert, domains)))
     if data["tasks"]:
         parts.append("<h2>Tasks of lm-eval</h2>\n" + _tasks(data["tasks"]))
     return document(f"Evaluation of {data['recipe']}", parts, STYLE)
+
+
+def _changes(expert: str, domains: dict[str, Any]) -> str:
+    """Two tables: of domains, and of the tokens that change most."""
+    parts = [domain_rows(domains), token_rows(expert, domains)]
+    return "\n".join(table(heads, [_row(cells[0], cells[1:]) for cells in rows], "words") for heads, rows in parts)
 
 
 def _about(data: dict[str, Any]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lmoe_cli.data.records import data_hash
-from lmoe_cli.data.splits import TRAIN
 from lmoe_cli.evaluate.domains import ALL, Domain
 from lmoe_cli.findings import Finding, finding
 from lmoe_cli.loadout.examples import found_beside
 from lmoe_cli.loadout.loadout import Loadout
 from lmoe_cli.loadout.routers import EncoderRouter
+from lmoe_cli.split_names import TRAIN
 
 
 def about_seen(loadout: Loadout, domains: Sequence[Domain]) -> Iterator[Finding]:

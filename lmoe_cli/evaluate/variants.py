@@ -18,6 +18,7 @@ from lmoe_cli.bank.bank import build_bank
 from lmoe_cli.engine.build import share_of, start
 from lmoe_cli.engine.device import choose_device, choose_dtype
 from lmoe_cli.engine.engine import Engine
+from lmoe_cli.engine.without import leave_out
 from lmoe_cli.errors import NotFoundError
 from lmoe_cli.evaluate.random_experts import noise
 from lmoe_cli.hub import Progress
@@ -110,6 +111,8 @@ class Stage:
             self._change(variant)
         if self.engine.router.can_turn:  # also where they are in force: rows of the last batch may have had their own
             self.engine.set_weights(variant.weights)
+        else:
+            leave_out(self.engine, *([variant.expert] if variant.kind == "without" and variant.expert else []))
         return self.engine
 
     def _change(self, variant: Variant) -> None:

@@ -12,6 +12,7 @@ from lmoe_cli.files import opened
 from lmoe_cli.findings import Finding, finding, from_error
 from lmoe_cli.loadout.loadout import Expert, Loadout
 from lmoe_cli.loadout.routers import EncoderRouter
+from lmoe_cli.split_names import HELD_OUT, split_name
 from lmoe_cli.strict_json import parse_object
 
 PACKAGE = "sentence_transformers"
@@ -19,8 +20,6 @@ MOST = 64
 """Texts of a file that are read: their mean is what counts, and each is computed when the loadout is loaded."""
 MAX_LINE_BYTES = 1 << 20
 JSON = (".jsonl", ".json", ".ndjson")
-HELD_OUT = ("valid", "test")
-"""Splits that nothing is made of, since an evaluation may judge by them."""
 
 
 def texts_of(expert: Expert, folder: Path | None) -> list[str]:
@@ -79,7 +78,7 @@ def _line(line: bytes, where: str, *, is_json: bool) -> list[str]:
             message = f"{where}: byte {error.start} is not UTF-8"
             raise InvalidFileError("data-invalid", message, hint="save the file as UTF-8", where=where) from error
     entry = parse_object(line, where)
-    if entry.get("split") in HELD_OUT:
+    if isinstance(split := entry.get("split"), str) and split_name(split) in HELD_OUT:
         return []
     messages: Any = entry.get("messages")
     if isinstance(own := entry.get("text"), str) and own.strip():

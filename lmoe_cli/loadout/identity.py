@@ -51,6 +51,8 @@ RENAMED = {
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+\Z")
 CACHED = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/")
+SHORT_COMMIT = 7
+"""Letters of a commit that name it."""
 SAMPLES, SAMPLE_BYTES = 8, 4096
 """How many tensors of two models are compared, and how much of each."""
 
@@ -85,6 +87,25 @@ def compare(claim: str | None, base: Base) -> Match:
         return Match.SAME
     both_public = _is_public(claim) and any(_is_public(name) for name in here)
     return Match.OTHER if both_public else Match.UNKNOWN
+
+
+def at_revision(revision: str | None, base: Base) -> Match:
+    """Compare the revision of its base that an adapter names with that of the base at hand.
+
+    Args:
+        revision: A branch, tag or commit; None and ``main`` say nothing.
+        base: The base of the loadout, of the name that the adapter gives.
+
+    Returns:
+        UNKNOWN where the base is a folder, whose revision nobody knows.
+    """
+    if revision in (None, "main"):
+        return Match.SAME
+    commit, asked = base.source.revision, base.ref.partition("@")[2]
+    if commit is None:
+        return Match.UNKNOWN
+    is_same = revision == asked or (len(revision) >= SHORT_COMMIT and commit.startswith(revision))
+    return Match.SAME if is_same else Match.OTHER
 
 
 def _compare_weights(claimed: Path, base: Base) -> Match:

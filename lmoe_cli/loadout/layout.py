@@ -8,8 +8,9 @@ Conv1D's transposed weights, and experts of a mixture stored one by one or fused
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lmoe_cli.adapter.contents import Part
@@ -24,11 +25,37 @@ TRANSPOSED_EXPERTS = ("aria_text", "gpt_oss")
 """model_types whose fused experts are (experts, d_in, d_out)."""
 UNBLENDED_EXPERTS = ("llama4", "llama4_text", "longcat_flash")
 """model_types whose module of fused experts is not called with tokens, choices and weights, or is only theirs."""
+PARALLEL_EXPERTS = ("jetmoe",)
+"""model_types that stack the weights of experts in modules which are called as layers of a kind of their own."""
 UNCALLED = {
     **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",)),
     "rwkv": ("attention.output", "feed_forward.value"),
 }
 """model_type → ends of modules whose weights the class computes with, or changes, without calling them."""
+OTHER_LOOKUPS = {
+    **dict.fromkeys(
+        (
+            "bart",
+            "bigbird_pegasus",
+            "biogpt",
+            "blenderbot",
+            "blenderbot-small",
+            "marian",
+            "mbart",
+            "mvp",
+            "opt",
+            "pegasus",
+            "plbart",
+            "roformer",
+            "trocr",
+            "whisper",
+        ),
+        ("embed_positions",),
+    ),
+    "prophetnet": ("position_embeddings",),
+    **dict.fromkeys(("inkling_text", "inkling2_text", "muse_glimmer_text", "muse_spark_text"), ("embed_tokens",)),
+}
+"""model_type → ends of embeddings that are more than a look-up of their rows."""
 INTERLEAVED_EXPERTS = ("gpt_oss",)
 """model_types whose fused gate and up projections alternate row by row."""
 HALVES = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1}
@@ -128,6 +155,27 @@ class Layout:
         target = self._plain(part)
         return [Assignment(part, target)] if target else []
 
+    def other_ends(self, placed: Sequence[Assignment], *, is_tied: bool) -> list[Assignment]:
+        """What an adapter does to the other end of a tied base, where it brings the matrix that its factors stand on.
+
+        PEFT writes that matrix into the one that embedding and head share; beside a module that was trained whole the
+        other end stays the base's.
+
+        Args:
+            placed: All that the adapter does.
+            is_tied: Whether the base is.
+        """
+        ends = [item for item in placed if item.target.tied or item.target.tensor == self.embedding]
+        if not is_tied or len({item.target for item in ends}) > 1:
+            return []
+        found = []
+        for item in ends:
+            if item.part.kind != "saved" and "saved_weight" in item.part.tensors:
+                other = self.embedding.rpartition(".")[0] if item.target.tied and self.embedding else HEAD
+                saved = {"saved_weight": item.part.tensors["saved_weight"]}
+                found += self.assign(Part(other, "saved", saved))
+        return found
+
     def _plain(self, part: Part) -> Target | None:
         name, tied = self.tensor(part.module), False
         parent, _, leaf = part.module.rpartition(".")
@@ -183,6 +231,23 @@ class Layout:
                 yield from (Assignment(part, target, number) for target in targets)
             else:
                 yield from self._split(part, parent, leaf, number)
+
+    def experts_of(self, target: Target) -> int:
+        """How many experts the mixture has that a matrix is of; 0 where it is of none."""
+        shape = self.stored[target.tensor].info.shape
+        if target.index is not None and len(shape) == 3:
+            return shape[0]
+        match = ONE_EXPERT.match(target.module)
+        return len(self._mixtures.get(match["parent"], ())) if match else 0
+
+    @cached_property
+    def _mixtures(self) -> Mapping[str, set[str]]:
+        """Mixture whose experts are stored one by one → their numbers."""
+        found: dict[str, set[str]] = {}
+        for name in self.stored:
+            if match := ONE_EXPERT.match(_module_of(name)):
+                found.setdefault(match["parent"], set()).add(match["number"])
+        return found
 
     def _slices(self, parent: str, leaf: str, number: int) -> Iterator[Target]:
         """A slice of a tensor that holds all experts."""

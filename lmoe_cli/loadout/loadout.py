@@ -93,7 +93,7 @@ class Loadout:
                 placed += assigned
                 if not assigned:
                     homeless.append(part)
-            found[expert.name] = placed, homeless
+            found[expert.name] = [*placed, *layout.other_ends(placed, is_tied=self.base.is_tied)], homeless
         return found
 
     @property

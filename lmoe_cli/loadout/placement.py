@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from lmoe_cli.adapter.names import HEADS
 from lmoe_cli.findings import Finding, finding
-from lmoe_cli.loadout.layout import ONE_EXPERT, UNBLENDED_EXPERTS, UNCALLED, Assignment
+from lmoe_cli.loadout.layout import (
+    ONE_EXPERT,
+    OTHER_LOOKUPS,
+    PARALLEL_EXPERTS,
+    UNBLENDED_EXPERTS,
+    UNCALLED,
+    Assignment,
+    is_conv1d,
+)
 from lmoe_cli.loadout.loadout import Expert, Loadout
 from lmoe_cli.readable import named
 
@@ -22,18 +30,25 @@ def about_placement(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
         hint = f"it names {expert.adapter.config.base} as its base" if expert.adapter.config else ""
         yield finding("module-missing", expert.name, message, hint)
     model_type = loadout.base.model_type
-    strange = [item for item in placed if item.target.index is not None and model_type in UNBLENDED_EXPERTS]
+    are_strange = model_type in (*UNBLENDED_EXPERTS, *PARALLEL_EXPERTS)
+    strange = [item for item in placed if item.target.index is not None and are_strange]
     if strange:
         names = named(item.part.module for item in strange)
         message = f"{expert.name}: changes fused experts, which lmoe cannot blend in {model_type}: {names}"
         yield finding("experts-unsupported", expert.name, message, "its other modules can be blended")
+    strangely = [item for item in placed if f".{item.part.module}".endswith(_ends(OTHER_LOOKUPS, model_type))]
+    if strangely:
+        names = named(item.part.module for item in strangely)
+        message = f"{expert.name}: in {model_type} an embedding is more than a look-up of its rows: {names}"
+        yield finding("module-unsupported", expert.name, message, "train on its other modules")
+    yield from _about_stacks(loadout, expert, placed)
     saved = {part.module.rpartition(".")[2] for part in expert.adapter.parts.values() if part.kind == "saved"}
     listed = expert.adapter.config.modules_to_save if expert.adapter.config else []
     absent = [name for name in listed if name.rpartition(".")[2] not in saved and _has_module(loadout, name)]
     if absent:
         message = f"{expert.name}: its config says that {named(absent)} was trained whole, and its files hold none"
         yield finding("saved-missing", expert.name, message, "it may have been saved by half: ask its author")
-    uncalled = [item for item in placed if f".{item.part.module}".endswith(_uncalled(model_type))]
+    uncalled = [item for item in placed if f".{item.part.module}".endswith(_ends(UNCALLED, model_type))]
     if uncalled:
         names = named(item.part.module for item in uncalled)
         message = f"{expert.name}: {model_type} computes with the weights of {names} without calling these modules"
@@ -62,8 +77,22 @@ def _has_module(loadout: Loadout, name: str) -> bool:
     return any(f".{stored.rpartition('.')[0]}".endswith(f".{name}") for stored in loadout.base.stored) or name in HEADS
 
 
-def _uncalled(model_type: str) -> tuple[str, ...]:
-    return tuple(f".{name}" for name in UNCALLED.get(model_type, ()))
+def _ends(names: Mapping[str, tuple[str, ...]], model_type: str) -> tuple[str, ...]:
+    return tuple(f".{name}" for name in names.get(model_type, ()))
+
+
+def _about_stacks(loadout: Loadout, expert: Expert, placed: list[Assignment]) -> Iterator[Finding]:
+    """As many experts must be stacked in an adapter's tensors as the base's mixture has, and stored as it has them."""
+    reasons = {}
+    for item in placed:
+        part, count = item.part, loadout.base.layout.experts_of(item.target)
+        if part.experts > 1 and count != part.experts:
+            reasons[part.module] = f"{part.module} of {part.experts} experts on {count}"
+        if part.is_parameter and is_conv1d(loadout.base.model_type, part.module):
+            reasons[part.module] = f"{part.module} as a parameter, which {loadout.base.model_type} keeps transposed"
+    if reasons:
+        message = f"{expert.name}: {len(reasons)} parameters do not fit: {named(reasons.values())}"
+        yield finding("shape-mismatch", expert.name, message, "it was trained on another base")
 
 
 def _misfit(item: Assignment) -> str | None:

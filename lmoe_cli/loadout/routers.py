@@ -131,7 +131,8 @@ class GateRouter(RouterSettings):
 
     type: Literal["gate"]
     artefact: str = Field(
-        min_length=1, description="What `lmoe train` wrote: a folder, or `org/name[@revision]` on the Hub."
+        min_length=1,
+        description="The folder `router/` in what `lmoe train` wrote, that of `lmoe router`, or `org/name[@revision]`.",
     )
     activation: Activation | None = Field(None, description="How scores become gates.")
     top_k: int | None = Field(None, ge=1, description="topk: experts that act on a token, at each site.")

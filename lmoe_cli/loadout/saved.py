@@ -46,7 +46,7 @@ def without_copies(item: Assignment, adapter: Adapter, base: Base) -> Assignment
         return item
     copies = {role for role in roles if _is_copy(item, role, adapter, base)}
     if item.part.kind == "saved":
-        return None if len(copies) == len(item.part.tensors) else item
+        return None if len(copies) == len(roles) else item
     left = {role: tensor for role, tensor in item.part.tensors.items() if role not in copies}
     return replace(item, part=replace(item.part, tensors=left))
 

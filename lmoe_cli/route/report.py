@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.engine.legend import letters
 from lmoe_cli.engine.trace import Trace, trace
-from lmoe_cli.engine.without import log_probabilities, without
+from lmoe_cli.engine.without import Change
 from lmoe_cli.route.subject import Subject
 
 By = Literal["none", "layer", "site"]
@@ -19,41 +18,13 @@ DIGITS = 6
 """Decimals of gates: more than float16 knows, and short enough to read."""
 
 
-@dataclass(frozen=True)
-class Left:
-    """How likely each token is with all experts, and without one of them."""
-
-    expert: str
-    before: Tensor
-    """log p with all, (T - 1,), float32, in nats: of all tokens but the first."""
-    after: Tensor
-    """The same without the expert."""
-
-
-def compare(engine: Engine, subject: Subject, expert: str) -> Left:
-    """Leave an expert out.
-
-    Args:
-        engine: A folded blend is unfolded, so that both ways are computed alike.
-        subject: Whose tokens.
-        expert: Its name.
-
-    Raises:
-        NotFoundError: No expert of that name.
-    """
-    engine.unfold()
-    before = log_probabilities(engine, subject.tokens)
-    with without(engine, expert):
-        return Left(expert, before, log_probabilities(engine, subject.tokens))
-
-
-def report(engine: Engine, subject: Subject, left: Left | None = None, by: By = "none") -> dict[str, Any]:
+def report(engine: Engine, subject: Subject, left: Change | None = None, by: By = "none") -> dict[str, Any]:
     """What ``lmoe route --json`` tells, under ``data``.
 
     Args:
         engine: A router that decides per prompt has read the subject; `subject.subject` sees to that.
         subject: What to route.
-        left: From `compare`.
+        left: Of all tokens but the first; see `lmoe_cli.engine.without.compare`.
         by: What is told of each token beside the mean over all places: the mean of each layer, or each place.
 
     Returns:
@@ -97,7 +68,7 @@ def _mean(found: Trace, places: Sequence[int], told: Sequence[int]) -> dict[str,
     }
 
 
-def _tokens(found: Trace, subject: Subject, left: Left | None, by: By) -> list[dict[str, Any]]:
+def _tokens(found: Trace, subject: Subject, left: Change | None, by: By) -> list[dict[str, Any]]:
     each = found.gates.mean(0)  # (T, E)
     tokens: list[dict[str, Any]] = []
     for number, (token, text, part) in enumerate(zip(subject.tokens, subject.texts, subject.parts, strict=True)):
@@ -117,27 +88,18 @@ def _tokens(found: Trace, subject: Subject, left: Left | None, by: By) -> list[d
     return tokens
 
 
-def _change(left: Left, number: int) -> dict[str, float | None]:
+def _change(left: Change, number: int) -> dict[str, float | None]:
     """What the expert does to one token; nothing is known of the first one, which nothing precedes."""
     if number == 0:
         return {"logprob": None, "logprob_without": None, "change": None}
-    before, after = float(left.before[number - 1]), float(left.after[number - 1])
-    return {"logprob": _round(before), "logprob_without": _round(after), "change": _round(before - after)}
+    return {**left.token(number - 1)}
 
 
-def _without(left: Left, subject: Subject) -> dict[str, Any]:
+def _without(left: Change, subject: Subject) -> dict[str, Any]:
     """Over the answer where there is one, else over the text."""
     of = "answer" if subject.answer is not None else "text"
     at = [number - 1 for number, part in enumerate(subject.parts) if part == of and number]
-    change = (left.before - left.after)[at]
-    mean, total = (float(change.mean()), float(change.sum())) if at else (None, 0.0)
-    return {
-        "expert": left.expert,
-        "of": of,
-        "tokens": len(at),
-        "mean_change": None if mean is None else _round(mean),
-        "total_change": _round(total),
-    }
+    return {"expert": left.expert, "of": of, **left.over(at)}
 
 
 def _scores(engine: Engine) -> dict[str, float] | None:

@@ -76,7 +76,7 @@ def _answered(engine: Engine, prompt: Sequence[int], most: int, *, continues: bo
     )
     for _ in generation:
         pass
-    return generation.new[:-1] if generation.new[-1] in engine.ends else generation.new
+    return generation.said
 
 
 def _parts(found: Sequence[str], text: str) -> list[Part]:

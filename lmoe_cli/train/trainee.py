@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lmoe_cli.bank.gates import Gates
+from lmoe_cli.bank.linear import BlendedLinear
+from lmoe_cli.engine.some_logits import logits_at
 from lmoe_cli.loadout.trained import GateSettings
 from lmoe_cli.router.gate import Gate
 from lmoe_cli.train.losses import GateLoss, gate_loss, nats
@@ -50,8 +51,8 @@ class Trainee(nn.Module):
         self.sends = sends
         self.factors = nn.ParameterDict({_key(name): parameter for name, parameter in factors.items()})
         self.gates = nn.ModuleDict({_key(name): gate for name, gate in gates.items()})
-        words = inspect.signature(base.forward).parameters
-        self._keeps_logits = "logits_to_keep" in words
+        head = base.get_output_embeddings()  # type: ignore[operator]
+        self._heads_have_gates = sends and isinstance(head, BlendedLinear)
         for gate in gates.values():
             gate.keeps_scores = True
 
@@ -72,9 +73,10 @@ class Trainee(nn.Module):
             self.knobs.set(own * strengths[..., None])
         targets = labels[:, 1:]
         places = (targets != IGNORED).any(0).nonzero().flatten()  # (P,)
-        kept: dict[str, Any] = {"logits_to_keep": places} if self._keeps_logits else {}
-        logits = self.base(input_ids=input_ids, use_cache=False, **words, **kept).logits
-        logits = logits if self._keeps_logits else logits[:, places]
+        if self._heads_have_gates:  # of every token, so the head has to see every token
+            logits = self.base(input_ids=input_ids, use_cache=False, **words).logits[:, places]
+        else:
+            logits = logits_at(self.base, places, input_ids=input_ids, **words)
         gate = self._gate_loss(labels != IGNORED) if self.training else None
         return Losses(nats(logits, targets[:, places], IGNORED), gate)
 

@@ -119,8 +119,12 @@ def test_the_report_tells_recipe_hashes_and_what_became_of_every_tensor(loadout,
     report = json.loads((tmp_path / "baked" / "bake-report.json").read_text())
     file = tmp_path / "baked" / "model.safetensors"
     assert report["files"] == {"model.safetensors": hashlib.sha256(file.read_bytes()).hexdigest()}
-    weights = (case("qwen3", "lora").one / "adapter_model.safetensors").read_bytes()
-    assert report["experts"]["one"]["sha256"] == {"adapter_model.safetensors": hashlib.sha256(weights).hexdigest()}
+    own = case("qwen3", "lora")
+    for told, folder, names in (
+        (report["experts"]["one"], own.one, ("adapter_model.safetensors", "adapter_config.json")),
+        (report["base"], own.base, ("model.safetensors", "config.json")),
+    ):
+        assert told["sha256"] == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     assert report["weights"] == MIXED
     before, after = load_file(case("qwen3", "lora").base / "model.safetensors"), load_file(file)
     for tensor in report["tensors"]:

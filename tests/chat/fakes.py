@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from lmoe_cli.chat.session import Outside, Session
 from lmoe_cli.engine.generate import Piece, Timings
-from lmoe_cli.errors import UsageError
+from lmoe_cli.errors import InvalidFileError, UsageError
 from lmoe_cli.loadout.recipe import Recipe
 from lmoe_cli.router import registry
 
@@ -36,6 +36,8 @@ class FakeEngine:
         self.pace = None
         """Where it is a semaphore, every token waits for it."""
         self.is_base = False
+        self.fails_after = None
+        """Tokens after which the model computes no numbers any more."""
 
     @property
     def weights(self):
@@ -88,6 +90,8 @@ class FakeGeneration:
         for number, word in enumerate(words):
             if self.engine.pace:
                 self.engine.pace.acquire(timeout=10)
+            if number == self.engine.fails_after:
+                raise InvalidFileError("logits-not-finite", "the model computes NaN or infinity")
             self.engine.turned.append(self.engine.weights)
             piece = word if number == 0 or word == "." else f" {word}"
             self.text += piece

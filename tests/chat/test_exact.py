@@ -81,7 +81,7 @@ def test_turned_in_the_middle_of_an_answer_the_rest_is_that_of_the_new_weights(t
     events = talk.answer("Who are you?")
     for _ in range(turned_after):
         next(events)
-    generation = talk._generation
+    generation = talk.generation
     start = generation.prompt + generation.new
     talk.mixer.turn(AFTER)
     list(events)

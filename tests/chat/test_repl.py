@@ -156,6 +156,17 @@ def test_the_line_that_is_not_complete_stands_above_the_prompt_until_it_is(tmp_p
         user.waits_for(lambda: user.repl.screen.tail == "")
 
 
+def test_an_answer_that_fails_ends_its_line_before_the_error_and_leaves_nothing_to_the_next(tmp_path):
+    engine = FakeEngine("I draw my sword .")
+    engine.fails_after = 2
+    with chatting(tmp_path, engine) as user:
+        user.types("Hello", ENTER)
+        user.sees(">>> Hello\nI draw\nerror: the model computes NaN or infinity\n\n")
+        engine.fails_after = None
+        user.types("again", ENTER)
+        user.sees(">>> again\nI draw my sword.\n")
+
+
 def test_commands_that_turn_act_in_the_middle_of_an_answer_and_messages_wait(tmp_path):
     engine = FakeEngine()
     engine.hold()

@@ -49,7 +49,7 @@ def test_each_piece_has_the_expert_with_most_say_and_the_answer_the_mean(talk, e
         before = talk._messages(message, talk.exchanges)
         pieces, answer, _ = shown(talk, message)
         prompt = engine.encode(before)
-        tokens = talk._generation.prompt + talk._generation.new
+        tokens = talk.generation.prompt + talk.generation.new
         assert tokens[: len(prompt)] == prompt
         count = len(tokens) - len(prompt)
         assert count == answer.timings.new_tokens == len(pieces)

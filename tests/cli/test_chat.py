@@ -80,7 +80,8 @@ def test_json_tells_text_weights_and_timings(place):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["schema"], found["ok"]) == ("lmoe.chat/1", True)
-    assert set(found["data"]) == {"text", "weights", "tokens", "finish", "timings"}
+    assert set(found["data"]) == {"text", "weights", "tokens", "finish", "timings", "without"}
+    assert found["data"]["without"] is None
     assert found["data"]["weights"] == {"mage": 0.5, "healer": -0.25}
     assert (found["data"]["tokens"], found["data"]["finish"]) == (8, "length")
     assert found["data"]["timings"]["prompt_tokens"] == len("Who are you?") + 3

@@ -11,8 +11,9 @@ import torch
 
 import lmoe_cli
 from lmoe_cli.data.records import data_hash, read_records
-from lmoe_cli.data.splits import VALID, of_split
+from lmoe_cli.data.splits import of_split
 from lmoe_cli.source import DEMO
+from lmoe_cli.split_names import VALID
 from lmoe_cli.train.config import as_data, read_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -58,8 +58,8 @@ def test_the_document_has_the_keys_that_scripts_rely_on(place, tmp_path):
         "--html", page, cwd=place,
     )  # fmt: skip
     assert set(data) == {
-        "recipe", "name", "base", "router", "experts", "domains", "variants", "oracle", "retrained", "tasks",
-        "baseline", "settings", "html",
+        "recipe", "name", "base", "router", "experts", "domains", "variants", "without", "oracle", "retrained",
+        "tasks", "baseline", "settings", "html",
     }  # fmt: skip
     assert list(data["domains"]) == ["talk", "other"]
     assert set(data["domains"]["talk"]) == {
@@ -75,6 +75,7 @@ def test_the_document_has_the_keys_that_scripts_rely_on(place, tmp_path):
             assert set(numbers["difference"]["nats_per_token"]) == {"value", "low", "high"}
     _check_numbers({variant["name"]: variant for variant in data["variants"]}, data)
     assert findings == []
+    _check_changes(data)
     _check_page(page.read_text(), names)
 
 
@@ -99,6 +100,19 @@ def _check_numbers(found, data):
         assert oracle["chosen"] == data["oracle"]["chosen"][domain] == f"only {min(single, key=single.get)}"
 
 
+def _check_changes(data):
+    """The mean change of tokens is how much worse it is without the expert."""
+    (without,) = (variant for variant in data["variants"] if variant["kind"] == "without")
+    assert list(data["without"]) == ["two"]
+    for domain, told in data["without"]["two"].items():
+        assert set(told) == {"tokens", "mean_change", "total_change", "likelier", "less_likely", "largest"}
+        assert told["tokens"] == data["domains"][domain]["judged_tokens"]
+        worse_by = without["domains"][domain]["difference"]["nats_per_token"]["value"]
+        assert told["mean_change"] == pytest.approx(worse_by, abs=2e-5)
+        keys = {"where", "before", "text", "logprob", "logprob_without", "change"}
+        assert all(set(token) == keys for token in told["largest"])
+
+
 def _check_page(text, names):
     seen = []
 
@@ -109,7 +123,7 @@ def _check_page(text, names):
             assert not {"src", "href"} & dict(attrs).keys()
 
     Reader().feed(text)
-    assert seen.count("table") == 4  # domains, nats, bits, exact match
+    assert seen.count("table") == 6  # domains, nats, bits, exact match, changes by domain and of tokens
     assert all(f"<th>{name}</th>" in text for name in names)
 
 

@@ -12,10 +12,11 @@ from router.made import loadout_of, logits_by_hand, save_gate, settings
 
 from evaluate.made import adapter, domain, loadout, nats_of, opened, spoken_base
 from lmoe_cli.bank.bank import build_bank
+from lmoe_cli.data.records import Record
 from lmoe_cli.engine.build import start
 from lmoe_cli.errors import InvalidFileError
 from lmoe_cli.evaluate.domains import Case, runs
-from lmoe_cli.evaluate.losses import Row, batches, record_nats
+from lmoe_cli.evaluate.losses import Row, batches, record_nats, token_nats
 from lmoe_cli.evaluate.measure import measure
 from lmoe_cli.router.encoder import EncoderRouter
 
@@ -104,6 +105,9 @@ def test_a_prompt_router_judges_each_turn_under_the_gates_of_its_prompt(tmp_path
     first, second, text, last = talks.cases
     ours = record_nats(stage.take(variants["recipe"]), talks.cases)
     close(ours[:2], [part(models[0], first, 0) + part(models[1], first, 1), nats_of(models[0], second)])
+    each = token_nats(stage.take(variants["recipe"]), talks.cases)  # one turn after the other, though by other gates
+    (start, stop), _ = runs(first.learned)
+    close(each[: stop - start].double().sum(), part(models[0], first, 0))
     # A text has no prompt: the weights alone, here 1 and 1, act on it.
     stage.engine.set_gates([1.0, 1.0])
     logits = stage.engine.logits(text.tokens[None])[0]
@@ -122,6 +126,20 @@ def test_a_turn_that_is_cut_off_leaves_the_others_under_their_own_gates(tmp_path
         mask[slice(*span)] = True
         due += nats_of(model, Case(cut.record, cut.tokens, mask, 1))
     close(record_nats(stage.take(variants["recipe"]), [cut]), [due])
+
+
+def test_an_empty_answer_leaves_the_others_under_their_own_gates(tmp_path, by_ending):
+    """A template may have nothing to be judged by where the assistant says nothing."""
+    variants, stage, models = by_ending
+    (whole,) = domain(stage, tmp_path / "a.jsonl", said("b", "no", "a", "yes")).cases
+    silent = Record(
+        tuple({**one, "content": one["content"].replace("no", "")} for one in whole.record.messages), None, None, "x"
+    )
+    (_, (start, stop)) = runs(whole.learned)
+    learned = torch.zeros_like(whole.learned)
+    learned[start:stop] = True
+    one = Case(silent, whole.tokens, learned, 1)
+    close(record_nats(stage.take(variants["recipe"]), [one]), [nats_of(models[0], one)])
 
 
 def test_batches_hold_every_row_once_and_no_more_than_their_budget():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lmoe_cli.check import check, require
 from lmoe_cli.findings import RefusedError
-from lmoe_cli.loadout.identity import Match, canonical, compare, same
+from lmoe_cli.loadout.identity import Match, at_revision, canonical, compare, same
 from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.recipe import Recipe
 
@@ -114,6 +115,44 @@ def test_an_adapter_of_another_base_of_equal_shape_is_an_error_unless_it_is_acce
     assert accepted.ok
     assert "base-accepted" in codes(accepted)
     assert not found(parts, one={"accept_base": ["org/third"]}).ok
+
+
+@pytest.mark.parametrize(
+    ("named", "of_base", "verdict"),
+    [
+        (None, "org/base", Match.SAME),
+        ("main", "org/base", Match.SAME),
+        ("main", "org/base@step1000", Match.SAME),
+        ("step1000", "org/base@step1000", Match.SAME),
+        ("0123456", "org/base", Match.SAME),
+        ("0123456789abcdef", "org/base@step1000", Match.SAME),
+        ("step1000", "org/base", Match.OTHER),
+        ("step1000", "org/base@step2000", Match.OTHER),
+        ("012", "org/base", Match.OTHER),
+    ],
+)
+def test_the_revision_of_its_base_that_an_adapter_names_is_compared(named, of_base, verdict):
+    source = SimpleNamespace(revision="0123456789abcdef")
+    assert at_revision(named, SimpleNamespace(source=source, ref=of_base)) is verdict
+
+
+def test_an_adapter_of_another_revision_of_its_base_is_an_error_unless_that_is_accepted(parts, monkeypatch):
+    edit(parts / "base" / "config.json", _name_or_path="org/base")
+    edit(parts / "one" / "adapter_config.json", revision="step1000")
+    report = found(parts)  # of a folder nobody knows the revision
+    assert report.ok
+    assert [item.where for item in report.findings if item.code == "base-unconfirmed"] == ["one"]
+    of_hub = SimpleNamespace(source=SimpleNamespace(revision="0123456789abcdef"), ref="org/base")
+    monkeypatch.setattr("lmoe_cli.check.at_revision", lambda revision, _: at_revision(revision, of_hub))
+    report = found(parts)
+    (error,) = [item for item in report.findings if item.code == "base-mismatch"]
+    assert "trained on org/base@step1000" in error.message
+    assert error.hint.endswith("accept_base: [org/base@step1000]")
+    assert not found(parts, one={"accept_base": ["org/base"]}).ok
+    assert not found(parts, one={"accept_base": ["org/base@step2"]}).ok
+    assert found(parts, one={"accept_base": ["org/base@step1000"]}).ok
+    edit(parts / "one" / "adapter_config.json", revision="01234567")
+    assert found(parts).ok
 
 
 def test_a_base_known_only_by_a_folder_is_a_warning(parts):

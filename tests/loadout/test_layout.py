@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from lmoe_cli.bake.model import bake_model
 from lmoe_cli.check import check
 from lmoe_cli.engine.build import start
-from lmoe_cli.loadout.layout import INTERLEAVED_EXPERTS, TRANSPOSED_EXPERTS, UNBLENDED_EXPERTS
+from lmoe_cli.errors import UsageError
+from lmoe_cli.loadout.layout import INTERLEAVED_EXPERTS, OTHER_LOOKUPS, TRANSPOSED_EXPERTS, UNBLENDED_EXPERTS
 from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.recipe import Recipe
 
@@ -108,6 +109,83 @@ def test_fused_experts_are_blended_as_peft_does_or_refused_by_name(arch, tmp_pat
         bake_model(own, tmp_path / "out")
         assert_close(tiny.load(tmp_path / "out")(tiny.tokens()).logits, theirs)
     assert_close(start(own, device="cpu", dtype="float32").logits(tiny.tokens()), theirs)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("arch", ["qwen3_moe", "granitemoe"])
+def test_experts_stacked_for_another_number_of_them_are_refused(monkeypatch, tmp_path, arch, count):
+    """Otherwise those that are too many would be dropped, and what is pruned would change the wrong ones."""
+    monkeypatch.setitem(tiny.ARCHITECTURES, "granitemoe", MIXTURES["granitemoe"])
+    on = tiny.save_base(arch, tmp_path / "base")
+    other = tiny.save_base(arch, tmp_path / "other", num_experts=count, num_local_experts=count)
+    are_stacked = not any(".experts.0." in name for name in load_file(on / "model.safetensors"))
+    assert are_stacked == (arch == "granitemoe"), "checkpoints of both kinds are tried"
+    save(other, tmp_path / "one", target_modules=["q_proj"], target_parameters=["experts.down_proj"])
+    errors = [item for item in check(loadout(on, {"one": 1.0}, tmp_path)).findings if item.severity == "error"]
+    assert "shape-mismatch" in {item.code for item in errors}
+    assert f"experts.down_proj of {count} experts on 4" in " ".join(item.message for item in errors)
+
+
+def test_experts_that_are_layers_of_a_kind_of_their_own_are_refused(monkeypatch, tmp_path):
+    words = {**tiny.MOE, "kv_channels": 8, "num_key_value_heads": 2}
+    monkeypatch.setitem(tiny.ARCHITECTURES, "jetmoe", words)
+    on = tiny.save_base("jetmoe", tmp_path / "base")
+    save(on, tmp_path / "one", target_modules=[], target_parameters=["mlp.input_linear.weight"])
+    errors = [item for item in check(loadout(on, {"one": 1.0}, tmp_path)).findings if item.severity == "error"]
+    assert [item.code for item in errors] == ["experts-unsupported"]
+
+
+def test_parameters_of_layers_that_are_kept_transposed_are_refused(tmp_path):
+    """PEFT adds B A to the weight as it is stored there."""
+    on = base("gpt2")
+    save(on, tmp_path / "one", target_modules=[], target_parameters=["attn.c_proj.weight"])
+    errors = [item for item in check(loadout(on, {"one": 1.0}, tmp_path)).findings if item.severity == "error"]
+    assert [item.code for item in errors] == ["shape-mismatch"]
+    assert "as a parameter, which gpt2 keeps transposed" in errors[0].message
+
+
+@pytest.mark.parametrize("words", [{"modules_to_save": ["embed_positions"]}, {}])
+def test_positions_that_are_more_than_a_lookup_are_refused_and_nothing_else_runs_them(tmp_path, words, monkeypatch):
+    targets = ["q_proj"] if words else ["q_proj", "embed_positions"]
+    save(base("opt"), tmp_path / "one", target_modules=targets, **words)
+    own = loadout(base("opt"), {"one": 1.0}, tmp_path)
+    errors = [item for item in check(own).findings if item.severity == "error"]
+    assert [item.code for item in errors] == ["module-unsupported"]
+    assert "model.decoder.embed_positions" in errors[0].message
+    with pytest.raises(UsageError) as caught:  # also where nobody knew it before
+        start(own, device="cpu", dtype="float32")
+    assert caught.value.code == "module-unsupported"
+
+
+def test_a_bias_that_a_class_has_no_place_for_is_refused(tmp_path):
+    """A router of a mixture was a linear layer in older versions, which PEFT could give a bias."""
+    tiny.save_adapter(base("qwen3_moe"), "gate", tmp_path / "one")
+    path = tmp_path / "one" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("gate.lora_B.weight"))
+    save_file(tensors | {name.replace(".weight", ".bias"): torch.ones(4)}, path)
+    with pytest.raises(UsageError) as caught:
+        start(loadout(base("qwen3_moe"), {"one": 1.0}, tmp_path), device="cpu", dtype="float32")
+    assert caught.value.code == "module-unsupported"
+    assert "has no bias" in str(caught.value)
+
+
+def test_every_embedding_of_a_causal_model_that_is_more_than_a_lookup_is_known():
+    import transformers.models as models
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    found = {}
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        module = model_type_to_module_name(name)
+        for path in glob.glob(f"{models.__path__[0]}/{module}/modeling_{module}.py"):
+            with open(path) as file:
+                source = file.read()
+            for own in re.findall(r"class (\w+)\(nn\.Embedding\)", source):
+                if not own.endswith("ScaledWordEmbedding"):
+                    found[name] = tuple(re.findall(rf"self\.(\w+) = {own}\(", source))[:1]
+    assert len(found) > 10
+    assert {name: OTHER_LOOKUPS.get(name) for name in found} == found
 
 
 def test_fused_experts_may_be_named_as_older_versions_do(monkeypatch, tmp_path):

@@ -26,11 +26,10 @@ from lmoe_cli.source import Folder
 WEIGHTS = {"one": 0.7, "two": -0.4}
 
 
-def save(folder, arch, seed, *, with_copies, on=None, **config):
-    """A LoRA on the attention, with or without copies of embedding and head."""
-    settings = peft.LoraConfig(
-        r=4, target_modules=tiny.attention(arch), init_lora_weights=False, task_type="CAUSAL_LM", **config
-    )
+def save(folder, arch, seed, *, with_copies, on=None, modules=(), **config):
+    """A LoRA on the attention and some modules, with or without copies of embedding and head."""
+    targets = [*tiny.attention(arch), *modules]
+    settings = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM", **config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = peft.get_peft_model(tiny.load(on or base(arch)), settings)
@@ -95,6 +94,57 @@ def test_a_copy_unties_nothing_in_a_bake_and_is_not_written_into_an_adapter(tmp_
     with torch.no_grad():
         assert_close(tiny.load(tmp_path / "model")(tiny.tokens()).logits, live)
         assert_close(tiny.peft_model(base("qwen3"), tmp_path / "adapter")(tiny.tokens()).logits, live)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize(("arch", "end"), [("qwen3", "embed_tokens"), ("qwen3", "lm_head"), ("llama", "lm_head")])
+def test_factors_on_a_matrix_that_is_not_the_base_s_stand_on_their_own_as_in_peft(tmp_path, arch, end, use_dora):
+    """PEFT saves the matrix beneath them, and puts it in place of the base's: on a tied base at both ends."""
+    save(tmp_path / "one", arch, 1, with_copies=True, modules=[end], use_dora=use_dora)
+    path = tmp_path / "one" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    (name,) = [name for name in tensors if name.endswith(f"{end}.base_layer.weight")]
+    save_file(tensors | {name: tensors[name] + 0.05 * torch.randn(tensors[name].shape)}, path, {"format": "pt"})
+    own = loadout(tmp_path, "one", on=base(arch))
+    assert check(own).ok
+    engine = start(own, device="cpu", dtype="float32")
+    engine.set_weights(one=1.0)
+    with torch.no_grad():
+        theirs = tiny.peft_model(base(arch), tmp_path / "one")(tiny.tokens()).logits
+    assert_close(engine.logits(tiny.tokens()), theirs)
+    assert not torch.allclose(theirs, tiny.load(base(arch))(tiny.tokens()).logits, atol=0.1)
+    written = recipe(tmp_path, "one", on=base(arch)).model_dump()
+    written["experts"]["one"]["weight"] = 1.0
+    bake_model(resolve(Recipe.model_validate(written), "a test"), tmp_path / "model")
+    with torch.no_grad():
+        assert_close(tiny.load(tmp_path / "model")(tiny.tokens()).logits, theirs)
+
+
+def test_a_whole_module_that_peft_wrote_twice_beside_the_base_s_own_is_one(tmp_path):
+    """As it does for embeddings that it keeps whole, with ``save_embedding_layers``."""
+    save(tmp_path / "one", "llama", 1, with_copies=True, modules_to_save=["embed_tokens"])
+    path = tmp_path / "one" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    written = [name for name in tensors if "embed_tokens" in name]
+    assert len(written) == 3, written
+    trained = tensors["base_model.model.model.embed_tokens.weight"] + 0.05
+    again = "base_model.model.model.embed_tokens.modules_to_save.weight"
+    assert again in written
+    changed = {"base_model.model.model.embed_tokens.weight": trained, again: trained.clone()}
+    save_file(tensors | changed, path, {"format": "pt"})
+    own = loadout(tmp_path, "one", on=base("llama"))
+    assert check(own).ok
+    engine = start(own, device="cpu", dtype="float32")
+    engine.set_weights(one=1.0)
+    with torch.no_grad():
+        theirs = tiny.peft_model(base("llama"), tmp_path / "one")(tiny.tokens()).logits
+    assert_close(engine.logits(tiny.tokens()), theirs)
+    report = bake_model(own, tmp_path / "model")["experts"]["one"]
+    assert report["matched"] == report["tensors"] == len(tensors)
+    save_file(tensors | {again: torch.zeros(2, 2)}, path, {"format": "pt"})
+    with pytest.raises(RefusedError) as caught:
+        loadout(tmp_path, "one", on=base("llama"))
+    assert [item.code for item in caught.value.findings] == ["tensor-unplaced"]
 
 
 def test_a_trained_module_is_applied_though_its_config_does_not_list_it(tmp_path):

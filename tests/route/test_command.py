@@ -7,12 +7,18 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import torch
+from click.testing import CliRunner
 from commands import lmoe
 from rich.cells import cell_len
 from rich.text import Text
 
+from lmoe_cli.chat import changed
 from lmoe_cli.cli.interlinear import cell, lines
+from lmoe_cli.cli.root import lmoe as command
 from lmoe_cli.engine.build import load
+from lmoe_cli.errors import InvalidFileError
+from route.made import engine_of
 
 TEXT = "A goblin, 2 axes."
 
@@ -134,6 +140,43 @@ def test_chat_answers_without_an_expert(folder, tmp_path):
     assert told["text"] == engine.generate(TEXT)
     refused = lmoe("chat", *words, "--without", "me", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (3, "")
+
+
+def test_an_answer_that_cannot_be_compared_is_told_all_the_same(folder, monkeypatch):
+    def fail(*_, **__):
+        raise InvalidFileError("logits-not-finite", "the model computes NaN or infinity", hint="smaller weights")
+
+    monkeypatch.setattr(changed, "compare", fail)
+    words = ["chat", "--loadout", str(folder / "weighted.yaml"), "--prompt", TEXT, "--without", "mage", "--json"]
+    document = json.loads(CliRunner().invoke(command, words).stdout)
+    assert document["ok"]
+    assert document["data"]["without"] is None
+    assert document["data"]["text"]
+    assert [item["code"] for item in document["findings"]] == ["change-unknown"]
+
+
+@pytest.mark.parametrize("router", ["gate", "encoder", "static"])
+def test_chat_tells_what_the_expert_would_have_changed_in_each_token(folder, tmp_path, router):
+    words = ("--loadout", folder / f"{router}.yaml", "--prompt", TEXT)
+    told = json.loads(lmoe("chat", *words, "--without", "mage", "--json", cwd=tmp_path).stdout)["data"]
+    engine, other = engine_of(folder / f"{router}.yaml"), engine_of(folder / f"{router}.yaml", mage=0.0)
+    assert told["text"] == other.generate(TEXT)
+    changes = told["without"]["changes"]
+    assert "".join(token["text"] for token in changes) == told["text"]
+    prompt, said = engine.encode(TEXT), [token["id"] for token in changes]
+    both = []
+    for one in (engine, other):
+        one.route(TEXT)
+        logits = torch.log_softmax(one.logits(torch.tensor([[*prompt, *said]]))[0], -1)[len(prompt) - 1 : -1]
+        both.append(logits.gather(1, torch.tensor(said)[:, None])[:, 0])
+    expected = both[0] - both[1]
+    assert expected.abs().max() > 0.01
+    assert [token["logprob"] for token in changes] == pytest.approx(both[0].tolist(), abs=1e-3)
+    assert [token["change"] for token in changes] == pytest.approx(expected.tolist(), abs=1e-3)
+    assert told["without"]["mean_change"] == pytest.approx(float(expected.mean()), abs=1e-3)
+    spoken = lmoe("chat", *words, "--without", "mage", cwd=tmp_path)
+    assert spoken.stdout == f"{told['text']}\n"
+    assert f"with mage, less those without: {told['without']['mean_change']:+.4f} nats per token" in spoken.stderr
 
 
 # -- the page

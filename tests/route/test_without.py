@@ -6,9 +6,9 @@ import pytest
 import torch
 from laws.cases import assert_close
 
-from lmoe_cli.engine.without import CHUNK, chosen, log_probabilities, without
-from lmoe_cli.errors import NotFoundError
-from lmoe_cli.route.report import compare, report
+from lmoe_cli.engine.without import CHUNK, chosen, compare, log_probabilities, without
+from lmoe_cli.errors import InvalidFileError, NotFoundError
+from lmoe_cli.route.report import report
 from lmoe_cli.route.subject import subject
 from route.made import ROUTERS, engine_of
 
@@ -24,7 +24,7 @@ def test_the_change_is_the_difference_of_two_engines_log_probabilities(folder, e
     engine, other = engines(kind), engine_of(folder / f"{kind}.yaml", mage=0.0)
     looked_at = subject(engine, TEXT, answer="Run.")
     subject(other, TEXT)
-    data = report(engine, looked_at, compare(engine, looked_at, "mage"))
+    data = report(engine, looked_at, compare(engine, looked_at.tokens, "mage"))
     ids = torch.tensor(looked_at.tokens)[1:, None]
     both = [torch.log_softmax(logits(one, looked_at.tokens)[:-1], -1).gather(1, ids)[:, 0] for one in (engine, other)]
     expected = both[0] - both[1]
@@ -43,7 +43,7 @@ def test_the_change_is_the_difference_of_two_engines_log_probabilities(folder, e
 def test_with_no_answer_the_mean_is_that_of_the_text(engines):
     engine = engines("weighted")
     looked_at = subject(engine, TEXT)
-    data = report(engine, looked_at, compare(engine, looked_at, "mage"))
+    data = report(engine, looked_at, compare(engine, looked_at.tokens, "mage"))
     own = [token["change"] for token in data["tokens"] if token["part"] == "text"]
     assert len(own) == len(TEXT)
     assert data["without"]["mean_change"] == pytest.approx(sum(own) / len(own), abs=1e-5)
@@ -96,6 +96,23 @@ def test_the_name_of_no_expert_is_refused_and_changes_nothing(engines):
         pass
     assert caught.value.hint == "did you mean 'mage'?"
     assert engine.weights["warrior"] == 1.0
+
+
+def test_the_last_tokens_are_told_as_among_all(engines):
+    engine = engines("gate")
+    tokens = subject(engine, TEXT).tokens
+    whole, some = compare(engine, tokens, "mage"), compare(engine, tokens, "mage", last=3)
+    torch.testing.assert_close(some.before, whole.before[-3:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(some.after, whole.after[-3:], rtol=1e-4, atol=1e-5)
+    assert compare(engine, tokens, "mage", last=0).over() == {"tokens": 0, "mean_change": None, "total_change": 0.0}
+
+
+def test_what_is_no_number_is_not_compared(engines, monkeypatch):
+    engine = engines("weighted")
+    monkeypatch.setattr(engine, "logits", lambda ids, places: torch.full((1, ids.shape[1], 8), torch.nan))
+    with pytest.raises(InvalidFileError) as caught:
+        compare(engine, [1, 2, 3], "mage")
+    assert caught.value.code == "logits-not-finite"
 
 
 @pytest.mark.parametrize("count", [1, 2, CHUNK, CHUNK + 1, CHUNK + 2])

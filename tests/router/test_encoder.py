@@ -344,7 +344,8 @@ def test_a_file_gives_what_users_say_after_the_examples_and_is_read_no_further_t
 
 @pytest.mark.parametrize("name", ["a.ndjson", "A.JSONL"])
 def test_lines_of_json_are_read_as_such_however_their_file_is_called_and_held_out_ones_not(tmp_path, name):
-    lines = ('{"text": "one", "split": "train"}', '{"text": "two", "split": "valid"}', '{"text": "three"}')
+    held_out = [f'{{"text": "two", "split": "{word}"}}' for word in ("valid", "validation", " Dev", "test")]
+    lines = ('{"text": "one", "split": "training"}', *held_out, '{"text": "three"}')
     (tmp_path / name).write_text("\n".join(lines) + "\n")
     (mage,) = resolve(demo({"mage": {"data": name}}), "a test", beside=tmp_path).experts
     assert texts_of(mage, tmp_path) == ["one", "three"]

@@ -25,6 +25,7 @@ from lmoe_cli.check import check
 from lmoe_cli.cli.root import lmoe
 from lmoe_cli.engine.build import start
 from lmoe_cli.errors import UsageError
+from lmoe_cli.evaluate.variants import Stage, plan
 from lmoe_cli.findings import RefusedError
 from lmoe_cli.loadout import routers
 from lmoe_cli.loadout.loadout import resolve
@@ -234,6 +235,11 @@ def test_gates_that_a_package_makes_of_the_weights_are_folded_and_not_baked_as_t
     engine = start(own, device="cpu", dtype="float32")
     halves = loadout_of({"type": "weighted"}, **{name: {"weight": 0.5} for name in NAMES})
     due = start(halves, device="cpu", dtype="float32").logits(tiny.tokens())
+    stage, variants = Stage(engine, torch.float32), {one.name: one for one in plan(own, without=[NAMES[1]], seed=None)}
+    less = {name: {"weight": 0.5 * (name != NAMES[1])} for name in NAMES}
+    without = start(loadout_of({"type": "weighted"}, **less), device="cpu", dtype="float32").logits(tiny.tokens())
+    for name, expected in (("recipe", due), (f"without {NAMES[1]}", without), ("recipe", due)):
+        assert_close(stage.take(variants[name]).logits(tiny.tokens()), expected)
     assert_close(engine.logits(tiny.tokens()), due)
     engine.fold()
     assert_close(engine.logits(tiny.tokens()), due)

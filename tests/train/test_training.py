@@ -123,6 +123,29 @@ def test_experts_trained_together_are_those_trained_one_by_one_on_the_same_rows(
             torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=2e-4)
 
 
+def test_experts_on_the_head_are_trained_together_as_one_by_one(tmp_path):
+    """Gates of every token need a head that sees every token."""
+    begun = {}
+    for seed, topic in enumerate(("sums", "words")):
+        made = peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+        torch.manual_seed(seed)
+        peft.get_peft_model(tiny.load(base()), made).save_pretrained(tmp_path / "begun" / topic)
+        write_data(tmp_path / f"{topic}.jsonl", topic)
+        begun[topic] = {"adapter": str(tmp_path / "begun" / topic), "data": f"{topic}.jsonl", "accept_base": ["base"]}
+    stages = [{"train": "experts", "steps": 1, "schedule": "constant", "warmup": 0, "clip": 0, "together": True}]
+    trainer = {"batch_size": 100, "learning_rate": 1e-2}
+    found = []
+    for name, stage in (("together", stages[0]), ("alone", {**stages[0], "together": False})):
+        made = config(tmp_path, [stage], experts=("sums", "words"), trainer=trainer)
+        made = TrainConfig.model_validate({**made.model_dump(), "experts": begun})
+        found.append(run(made, tmp_path, name))
+    for topic in begun:
+        one, other = (load_file(out / "experts" / topic / "adapter_model.safetensors") for out in found)
+        assert any("lm_head" in key for key in one)
+        for key, tensor in other.items():
+            torch.testing.assert_close(one[key], tensor, rtol=1e-3, atol=2e-4)
+
+
 def test_data_of_several_strengths_are_parts_of_one_loss(tmp_path):
     """Whole and half of the weight in one batch: its loss is that of both parts, each computed by PEFT on its own."""
     begun = run(config(tmp_path, [{"train": "experts", "steps": 4}], experts=("sums",)), tmp_path, "begun")

@@ -31,15 +31,25 @@ def embedding_delta(contents: Contents) -> Delta:
 def _delta(contents: Contents, a: Tensor, b: Tensor) -> Delta:
     scaled_b = contents.scaling * b  # (d_out, R)
     row = None
+    saved = saved_matrix(contents) if contents.has("saved_weight") else None
     if contents.has("magnitude"):
-        scale = contents.read("magnitude").flatten() / row_norms(contents.weight(), a, scaled_b)  # (d_out,)
-        row, scaled_b = scale - 1.0, scale[:, None] * scaled_b
+        own = contents.weight() if saved is None else _turned(saved, contents)
+        scale = contents.read("magnitude").flatten() / row_norms(own, a, scaled_b)  # (d_out,)
+        scaled_b = scale[:, None] * scaled_b
+        if saved is None:
+            row = scale - 1.0
+        else:  # c S in place of W
+            saved = _turned(scale[:, None] * own, contents)
     bias = bias_change(contents)
     if contents.has("lora_B_bias"):
         own = contents.scaling * contents.read("lora_B_bias")
         bias = own if bias is None else bias + own
-    saved = saved_matrix(contents) if contents.has("saved_weight") else None
     return Delta(a, scaled_b, row=row, saved=saved, bias=bias)
+
+
+def _turned(matrix: Tensor, contents: Contents) -> Tensor:
+    """A matrix as it is stored, as (d_out, d_in), or the other way round; float32."""
+    return (matrix.T if contents.transposed else matrix).to(torch.float32)
 
 
 def row_norms(weight: Tensor, a: Tensor, scaled_b: Tensor) -> Tensor:
