@@ -129,9 +129,10 @@ def test_experts_on_the_head_are_trained_together_as_one_by_one(tmp_path):
     for seed, topic in enumerate(("sums", "words")):
         made = peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
         torch.manual_seed(seed)
-        peft.get_peft_model(tiny.load(base()), made).save_pretrained(tmp_path / "begun" / topic)
+        begin = peft.get_peft_model(tiny.load(base()), made)
+        begin.save_pretrained(tmp_path / "begun" / topic, save_embedding_layers=False)
         write_data(tmp_path / f"{topic}.jsonl", topic)
-        begun[topic] = {"adapter": str(tmp_path / "begun" / topic), "data": f"{topic}.jsonl", "accept_base": ["base"]}
+        begun[topic] = {"adapter": str(tmp_path / "begun" / topic), "data": f"{topic}.jsonl"}
     stages = [{"train": "experts", "steps": 1, "schedule": "constant", "warmup": 0, "clip": 0, "together": True}]
     trainer = {"batch_size": 100, "learning_rate": 1e-2}
     found = []
