@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks import page, results
-from benchmarks.experiment import judging, variants
+from benchmarks.experiment import embedding, judging, variants
 from benchmarks.experiment.base import read_conversations, train_base
 from benchmarks.experiment.telling import ALONE
 from lmoe_cli.bench.machine import machine
@@ -72,6 +72,7 @@ def measure(data: Path = DATA, folder: Path | None = None) -> dict[str, Any]:
             own["training"] = {key: trained[name][1][key] for key in ("runs", "seconds")}
         found["variants"][name] = own
         say(name)
+    found["embedding"] = embedding.measure(recipes["encoder"], place, DOMAINS, seed=SEED)
     found["tokens_per_s"] = judging.speeds(recipes)
     found["seconds"] = round(time.perf_counter() - started)
     if folder is None:

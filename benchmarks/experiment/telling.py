@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.experiment.embedding import BEFORE, EVEN
 from benchmarks.table import markdown
 
 STATIC = {"base": "base", "oracle": "best single expert per domain", "uniform": "uniform", "random": "random experts"}
@@ -58,7 +59,18 @@ def text(found: dict[str, Any]) -> str:
         f"{records['valid']} held-out conversations of each domain at most. "
         f"Seed {found['seed']}; {found['seconds'] / 60:.0f} minutes in all.\n"
     )
-    return f"{markdown(head, cells)}\n{told}\n{_compared(variants, domains)}"
+    return f"{markdown(head, cells)}\n{told}\n{_compared(variants, domains)}\n{_embedded(found['embedding'])}"
+
+
+def _embedded(found: Mapping[str, Mapping[str, float]]) -> str:
+    """What an encoder would decide by another pass than the base's own."""
+    base, even, before = found["base"], found[EVEN], found[BEFORE]
+    return (
+        f"The encoder reads prompts by the base alone and sends {base['agreement']:.1%} to the expert of their domain. "
+        f"By a pass with all experts on evenly it would be {even['agreement']:.1%}; by the one that reads the prompt "
+        f"anyway, under the blend of the prompt before, {before['agreement']:.1%}, and {before['elsewhere']:.1%} of "
+        "prompts would go to another expert than they do, because of what was asked before.\n"
+    )
 
 
 def _compared(variants: Mapping[str, Any], domains: list[str]) -> str:
