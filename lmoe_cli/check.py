@@ -136,8 +136,9 @@ def _identity(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
     claim = config.base if config else None
     verdict = compare(claim, loadout.base)
     name = expert.name
-    if verdict is Match.SAME and config and claim and (kept := at_revision(config.revision, loadout.base)) != verdict:
-        verdict, claim = kept, f"{claim}@{config.revision}"
+    if verdict is Match.SAME and config and claim:
+        verdict = at_revision(claim, config.revision, loadout.base)
+        claim += f"@{config.revision}" if verdict is not Match.SAME else ""
     if verdict is Match.OTHER and claim:
         if any(_accepts(accepted, claim) for accepted in expert.entry.accept_base):
             yield finding("base-accepted", name, f"{name}: trained on {claim}, accepted by the recipe")

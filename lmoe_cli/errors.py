@@ -72,6 +72,12 @@ class NetworkError(LmoeError):
     exit_code = 5
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch or Python says that there is no memory left; torch's allocators say so by words."""
+    is_named_so = type(error).__name__ == "OutOfMemoryError"  # torch's, which may not be loaded here
+    return isinstance(error, MemoryError) or is_named_so or "allocate memory" in str(error)
+
+
 class ResourceError(LmoeError):
     """No memory, or no room on the disk."""
 

@@ -57,19 +57,18 @@ def measure(recipe: Path, place: Path, domains: Sequence[str], *, seed: int = 0)
 
 def _decided(engine: Engine, text: str, gates: Tensor | None) -> Tensor:
     """Gates of a prompt, (E,): by the base's pass, or by one under gates (1, E)."""
-    router = engine.router
+    router, asked = engine.router, [{"role": "user", "content": text}]
     assert isinstance(router, EncoderRouter)
-    own = router._embed
-
-    def under(said: str) -> Tensor:
-        tokens = engine.tokenizer(said)["input_ids"][: engine.context]
-        with engine.still():
-            engine.bank.gates.set(gates)
-            return mean_state(engine.model, middle_block(engine.model, router.settings.layer), tokens)
-
-    router._embed = own if gates is None else under
+    if gates is None:
+        return router.route(asked)
+    own, block = router._embed, middle_block(engine.model, router.settings.layer)
+    tokens = engine.tokenizer(text)["input_ids"][: engine.context]
+    with engine.still():
+        engine.bank.gates.set(gates)
+        state = mean_state(engine.model, block, tokens)
+    router._embed = lambda _: state
     try:
-        return router.route([{"role": "user", "content": text}])
+        return router.route(asked)
     finally:
         router._embed = own
 

@@ -54,6 +54,8 @@ class Part:
     """How many experts are stacked in the tensors."""
     is_parameter: bool = False
     """It changes a parameter itself, as its config's ``target_parameters`` say, rather than a layer."""
+    is_beneath: bool = False
+    """It is no module that was trained whole, but what the factors of another module stand on."""
 
     @property
     def is_dora(self) -> bool:
@@ -113,7 +115,7 @@ def parts(stored: Mapping[str, Stored], config: AdapterConfig, where: str) -> tu
         role = found.role
         if role in roles:
             roles[role], tensor = sorted((roles[role], tensor), key=lambda one: SAVED_TWICE in one.name)
-            if not _is_again(roles[role], tensor) or role not in AGAIN:
+            if not _is_again(roles[role], tensor) or AGAIN.get(role, role) in roles:
                 message = f"{where}: {tensor.name!r} and {roles[role].name!r} are the same {role} of {found.module}"
                 raise InvalidFileError("tensor-unplaced", message, where=where)
             role = AGAIN[role]

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from lmoe_cli import files
 from lmoe_cli.chat.events import Answer, Event, Heading, Letters, Note, Text, weights_text
 from lmoe_cli.chat.mixer import Mixer
@@ -23,7 +21,7 @@ from lmoe_cli.engine.engine import Engine
 from lmoe_cli.engine.generate import Finish, Generation
 from lmoe_cli.engine.sampling import Sampling
 from lmoe_cli.engine.say import Say
-from lmoe_cli.errors import LmoeError, ResourceError, UsageError
+from lmoe_cli.errors import LmoeError, ResourceError, UsageError, is_out_of_memory
 from lmoe_cli.findings import Finding
 from lmoe_cli.loadout.loadout import Loadout
 from lmoe_cli.loadout.recipe import Recipe
@@ -153,8 +151,7 @@ class Session:
             if told < len(generation.text):
                 yield Text(generation.text[told:])
         except (RuntimeError, MemoryError) as error:
-            is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-            if not is_memory:
+            if not is_out_of_memory(error):
                 raise
             values.clear()
             message = "not enough memory for a conversation this long"

@@ -191,14 +191,20 @@ def _say(session: Session, text: str, out: Output) -> Answer:
 def _change(session: Session, name: str, out: Output) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
     """What an expert would have made of the answer; where that cannot be told, the answer stands all the same."""
     from lmoe_cli.chat.changed import changed
-    from lmoe_cli.errors import InvalidFileError
+    from lmoe_cli.errors import InvalidFileError, is_out_of_memory
     from lmoe_cli.findings import finding
 
     assert session.generation is not None, "an answer was given"
     try:
         found = changed(session.engine, session.generation, name)
-    except InvalidFileError as error:
-        told = (finding("change-unknown", name, str(error), error.hint),)
+    except (InvalidFileError, RuntimeError, MemoryError) as error:
+        if isinstance(error, InvalidFileError):
+            told = (finding("change-unknown", name, str(error), error.hint),)
+        elif is_out_of_memory(error):
+            message = f"not enough memory to compare the answer with what {name} makes of it"
+            told = (finding("change-unknown", name, message, "a shorter prompt"),)
+        else:
+            raise
         out.warn(told)
         return None, told
     if tokens := sorted(found["changes"], key=lambda one: -abs(one["change"])):

@@ -10,7 +10,15 @@ import click
 from lmoe_cli import __version__
 from lmoe_cli.cli.lazy import Entry, LazyGroup
 from lmoe_cli.cli.process import TerminatedError, Unfailing
-from lmoe_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_SIGNAL, LmoeError, ResourceError, UsageError
+from lmoe_cli.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_SIGNAL,
+    LmoeError,
+    ResourceError,
+    UsageError,
+    is_out_of_memory,
+)
 
 COMMANDS = {
     "chat": Entry("lmoe_cli.cli.chat:chat", "Talk to a loadout, or answer one prompt."),
@@ -104,8 +112,7 @@ def _told(error: Exception) -> LmoeError:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"{context.command_path} --help" if context else "lmoe --help"
         return UsageError("usage", error.format_message(), hint=hint)
-    # torch's own error is known by name, because torch may not be loaded here
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         hint = "use a smaller base, --quantize nf4, or another machine"
         return ResourceError("out-of-memory", "not enough memory", hint=hint)
     message = f"a bug in lmoe: {type(error).__name__}: {' '.join(str(error).split())[:200]}"

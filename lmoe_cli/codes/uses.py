@@ -46,8 +46,8 @@ RUN = {
     "setting-unknown": error("There is no such sampling setting.", "See the hint."),
     "setting-invalid": error("A sampling setting is out of range.", "See the range in the message."),
     "change-unknown": warning(
-        "With all experts the model computes NaN or infinity, so what one of them changes cannot be told.",
-        "Smaller weights, or `--dtype float32`.",
+        "What an expert changes cannot be told: with it the model computes NaN or infinity, or memory is short.",
+        "Smaller weights, `--dtype float32`, or a shorter prompt.",
     ),
 }
 

@@ -24,6 +24,8 @@ from lmoe_cli.router.prompt import PromptRouter
 
 BATCH_TOKENS = 4096
 """Most tokens in a batch, padding included; a longer record is a batch of its own."""
+TAIL = 4
+"""Most tokens that a template puts after the last answer: of a record that was cut off in a prompt none is judged."""
 MAX_LOGITS = 1 << 28
 """Most logits that are computed at a time."""
 
@@ -118,7 +120,8 @@ def rows_of(engine: Engine, cases: Sequence[Case]) -> list[Row]:
         messages, turns = cases[row.case].record.messages, cases[row.case].record.learned
         spans = list(runs(row.learned))
         said = [turn for turn in turns if messages[turn]["content"].strip()]
-        if len(spans) == len(said) < len(turns):  # where an empty answer has no token to be judged by
+        is_whole = bool(row.learned[-TAIL:].any())
+        if is_whole and len(spans) == len(said) < len(turns):  # an empty answer may have no token to be judged by
             turns = said
         firsts = [turn for turn in turns if turn - 1 not in turns]
         if len(spans) < len(turns) == len(firsts):  # the last ones were cut off

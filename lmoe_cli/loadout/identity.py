@@ -51,8 +51,11 @@ RENAMED = {
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+\Z")
 CACHED = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/")
+SAYS_NOTHING = ("main", "unsloth")
+"""Revisions that adapters name without meaning any: Unsloth once wrote its own name."""
 SHORT_COMMIT = 7
 """Letters of a commit that name it."""
+COMMIT = re.compile(r"[0-9a-f]{7,64}\Z")
 SAMPLES, SAMPLE_BYTES = 8, 4096
 """How many tensors of two models are compared, and how much of each."""
 
@@ -89,23 +92,25 @@ def compare(claim: str | None, base: Base) -> Match:
     return Match.OTHER if both_public else Match.UNKNOWN
 
 
-def at_revision(revision: str | None, base: Base) -> Match:
+def at_revision(claim: str, revision: str | None, base: Base) -> Match:
     """Compare the revision of its base that an adapter names with that of the base at hand.
 
     Args:
-        revision: A branch, tag or commit; None and ``main`` say nothing.
-        base: The base of the loadout, of the name that the adapter gives.
+        claim: ``base_model_name_or_path`` of the adapter, which means the base at hand; see `compare`.
+        revision: A branch, tag or commit of it; None, ``main`` and what tools write there of themselves say nothing.
+        base: The base of the loadout.
 
     Returns:
-        UNKNOWN where the base is a folder, whose revision nobody knows.
+        SAME where they agree, and where the base is a folder or another repository, such as a mirror; OTHER where two
+        names are told that differ; UNKNOWN where either is a commit: the weights may be the same in both.
     """
-    if revision in (None, "main"):
+    name, commit = base.source.repository_name, base.source.revision or ""
+    if revision is None or revision in SAYS_NOTHING or name is None or claim.lower() != name.lower():
         return Match.SAME
-    commit, asked = base.source.revision, base.ref.partition("@")[2]
-    if commit is None:
-        return Match.UNKNOWN
-    is_same = revision == asked or (len(revision) >= SHORT_COMMIT and commit.startswith(revision))
-    return Match.SAME if is_same else Match.OTHER
+    asked = base.ref.partition("@")[2] or "main"
+    if revision == asked or (len(revision) >= SHORT_COMMIT and commit.startswith(revision)):
+        return Match.SAME
+    return Match.UNKNOWN if COMMIT.match(revision) or COMMIT.match(asked) else Match.OTHER
 
 
 def _compare_weights(claimed: Path, base: Base) -> Match:

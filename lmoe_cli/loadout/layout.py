@@ -136,7 +136,7 @@ class Layout:
         found = self._by_key.get(module_key(exact), [])
         return found[0] if len(found) == 1 else None
 
-    @property
+    @cached_property
     def embedding(self) -> str | None:
         """The tensor of the input embedding."""
         found = [name for name in self.stored if name.rpartition(".")[0].rpartition(".")[2] in EMBEDDINGS]
@@ -165,15 +165,17 @@ class Layout:
             placed: All that the adapter does.
             is_tied: Whether the base is.
         """
+        if not is_tied:
+            return []
         ends = [item for item in placed if item.target.tied or item.target.tensor == self.embedding]
-        if not is_tied or len({item.target for item in ends}) > 1:
+        if len({item.target for item in ends}) > 1:
             return []
         found = []
         for item in ends:
             if item.part.kind != "saved" and "saved_weight" in item.part.tensors:
                 other = self.embedding.rpartition(".")[0] if item.target.tied and self.embedding else HEAD
                 saved = {"saved_weight": item.part.tensors["saved_weight"]}
-                found += self.assign(Part(other, "saved", saved))
+                found += self.assign(Part(other, "saved", saved, is_beneath=True))
         return found
 
     def _plain(self, part: Part) -> Target | None:

@@ -17,6 +17,7 @@ from lmoe_cli.loadout.layout import (
     is_conv1d,
 )
 from lmoe_cli.loadout.loadout import Expert, Loadout
+from lmoe_cli.loadout.saved import is_listed, is_unread, is_whole, without_copies
 from lmoe_cli.readable import named
 
 
@@ -37,7 +38,7 @@ def about_placement(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
         message = f"{expert.name}: changes fused experts, which lmoe cannot blend in {model_type}: {names}"
         yield finding("experts-unsupported", expert.name, message, "its other modules can be blended")
     strangely = [item for item in placed if f".{item.part.module}".endswith(_ends(OTHER_LOOKUPS, model_type))]
-    if strangely:
+    if strangely := [item for item in strangely if not _may_be_a_copy(loadout, expert, item)]:
         names = named(item.part.module for item in strangely)
         message = f"{expert.name}: in {model_type} an embedding is more than a look-up of its rows: {names}"
         yield finding("module-unsupported", expert.name, message, "train on its other modules")
@@ -83,16 +84,24 @@ def _ends(names: Mapping[str, tuple[str, ...]], model_type: str) -> tuple[str, .
 
 def _about_stacks(loadout: Loadout, expert: Expert, placed: list[Assignment]) -> Iterator[Finding]:
     """As many experts must be stacked in an adapter's tensors as the base's mixture has, and stored as it has them."""
-    reasons = {}
-    for item in placed:
-        part, count = item.part, loadout.base.layout.experts_of(item.target)
-        if part.experts > 1 and count != part.experts:
-            reasons[part.module] = f"{part.module} of {part.experts} experts on {count}"
-        if part.is_parameter and is_conv1d(loadout.base.model_type, part.module):
-            reasons[part.module] = f"{part.module} as a parameter, which {loadout.base.model_type} keeps transposed"
-    if reasons:
-        message = f"{expert.name}: {len(reasons)} parameters do not fit: {named(reasons.values())}"
+    layout = loadout.base.layout
+    stacks = {item.part.module: (item.part.experts, layout.experts_of(item.target)) for item in placed}
+    if wrong := [name for name, (own, due) in stacks.items() if own > 1 and own != due]:
+        told = named(f"{name} of {stacks[name][0]} experts on {stacks[name][1]}" for name in wrong)
+        message = f"{expert.name}: {len(wrong)} parameters do not fit: {told}"
         yield finding("shape-mismatch", expert.name, message, "it was trained on another base")
+    if turned := [item for item in placed if item.part.is_parameter and is_conv1d(layout.model_type, item.part.module)]:
+        names = named(item.part.module for item in turned)
+        message = f"{expert.name}: changes parameters that {layout.model_type} keeps transposed: {names}"
+        yield finding("module-unsupported", expert.name, message, "train these layers by target_modules")
+
+
+def _may_be_a_copy(loadout: Loadout, expert: Expert, item: Assignment) -> bool:
+    """Whether a module repeats the base's own, or may yet turn out to, when both files are here."""
+    change = without_copies(item, expert.adapter, loadout.base)
+    return change is None or (
+        is_whole(item.part) and not is_listed(item, expert.adapter) and is_unread(item, expert.adapter, loadout.base)
+    )
 
 
 def _misfit(item: Assignment) -> str | None:

@@ -7,6 +7,7 @@ or not. A copy of what the base has says nothing and has no delta; the bytes tel
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from lmoe_cli.loadout.loadout import Loadout
 
 SAVED = ("saved_weight", "saved_bias")
+WIDENED = ("F32", "F16", "BF16")
+"""Dtypes whose numbers are compared where a copy has another than the base."""
 CHUNK_ELEMENTS = 1 << 20
 
 
@@ -68,7 +71,7 @@ def is_left_out(loadout: Loadout, expert: str, part: Part) -> bool:
 
 def is_whole(part: Part) -> bool:
     """Whether a part is a whole module, rather than a bias that was trained beside others."""
-    return part.kind == "saved" and SAVED[0] in part.tensors
+    return part.kind == "saved" and SAVED[0] in part.tensors and not part.is_beneath
 
 
 def conflicts(loadout: Loadout) -> Iterator[Finding]:
@@ -86,7 +89,7 @@ def conflicts(loadout: Loadout) -> Iterator[Finding]:
         unsure = [
             loadout.experts[number].name
             for number, item in owners
-            if not _is_listed(item, (adapter := loadout.experts[number].adapter))
+            if not is_listed(item, (adapter := loadout.experts[number].adapter))
             and is_unread(item, adapter, loadout.base)
         ]
         if len(owners) - len(unsure) > 1:
@@ -98,7 +101,7 @@ def conflicts(loadout: Loadout) -> Iterator[Finding]:
             yield finding("saved-unread", target.module, message)
 
 
-def _is_listed(item: Assignment, adapter: Adapter) -> bool:
+def is_listed(item: Assignment, adapter: Adapter) -> bool:
     """Whether the adapter's config says that the module was trained whole."""
     listed = adapter.config.modules_to_save if adapter.config else []
     return item.part.module.endswith(tuple(listed))
@@ -116,7 +119,7 @@ def _is_copy(item: Assignment, role: str, adapter: Adapter, base: Base) -> bool:
 def _equal(first_source: Source, first: Stored, second_source: Source, second: Stored) -> bool:
     """Whether two tensors on this machine hold the same numbers. Stops at the first that differs."""
     kinds = {first.info.dtype, second.info.dtype}
-    if first.info.shape != second.info.shape or (len(kinds) > 1 and kinds != {"BF16", "F32"}):
+    if first.info.shape != second.info.shape or (len(kinds) > 1 and not kinds <= set(WIDENED)):
         return False
     paths = first_source.local(first.file), second_source.local(second.file)
     if paths[0] is None or paths[1] is None:
@@ -142,6 +145,9 @@ def _widened(data: bytes, tensor: Stored) -> bytes:
     """Numbers as float32: those of bfloat16 are the upper halves."""
     if tensor.info.dtype == "F32":
         return data
+    if tensor.info.dtype == "F16":
+        count = len(data) // 2
+        return struct.pack(f"<{count}f", *struct.unpack(f"<{count}e", data))
     wide = bytearray(2 * len(data))
     wide[2::4], wide[3::4] = data[0::2], data[1::2]
     return bytes(wide)

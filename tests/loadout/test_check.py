@@ -117,42 +117,50 @@ def test_an_adapter_of_another_base_of_equal_shape_is_an_error_unless_it_is_acce
     assert not found(parts, one={"accept_base": ["org/third"]}).ok
 
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
 @pytest.mark.parametrize(
     ("named", "of_base", "verdict"),
     [
         (None, "org/base", Match.SAME),
         ("main", "org/base", Match.SAME),
         ("main", "org/base@step1000", Match.SAME),
+        ("unsloth", "org/base", Match.SAME),  # which Unsloth once wrote of itself
         ("step1000", "org/base@step1000", Match.SAME),
-        ("0123456", "org/base", Match.SAME),
-        ("0123456789abcdef", "org/base@step1000", Match.SAME),
+        (COMMIT[:7], "org/base", Match.SAME),
+        (COMMIT, "org/base@step1000", Match.SAME),
         ("step1000", "org/base", Match.OTHER),
         ("step1000", "org/base@step2000", Match.OTHER),
-        ("012", "org/base", Match.OTHER),
+        ("step1000", f"hf://org/base@{COMMIT}", Match.UNKNOWN),  # as training pins what it reads
+        (COMMIT[::-1], "org/base", Match.UNKNOWN),  # another commit may be one of the readme alone
     ],
 )
 def test_the_revision_of_its_base_that_an_adapter_names_is_compared(named, of_base, verdict):
-    source = SimpleNamespace(revision="0123456789abcdef")
-    assert at_revision(named, SimpleNamespace(source=source, ref=of_base)) is verdict
+    source = SimpleNamespace(revision=COMMIT, repository_name="org/base")
+    base = SimpleNamespace(source=source, ref=of_base)
+    assert at_revision("Org/Base", named, base) is verdict
+    assert at_revision("mirror/base", named, base) is Match.SAME  # commits of other repositories say nothing
+    source.repository_name = None
+    assert at_revision("org/base", named, base) is Match.SAME
 
 
 def test_an_adapter_of_another_revision_of_its_base_is_an_error_unless_that_is_accepted(parts, monkeypatch):
     edit(parts / "base" / "config.json", _name_or_path="org/base")
     edit(parts / "one" / "adapter_config.json", revision="step1000")
-    report = found(parts)  # of a folder nobody knows the revision
-    assert report.ok
-    assert [item.where for item in report.findings if item.code == "base-unconfirmed"] == ["one"]
-    of_hub = SimpleNamespace(source=SimpleNamespace(revision="0123456789abcdef"), ref="org/base")
-    monkeypatch.setattr("lmoe_cli.check.at_revision", lambda revision, _: at_revision(revision, of_hub))
-    report = found(parts)
-    (error,) = [item for item in report.findings if item.code == "base-mismatch"]
+    assert not [item for item in found(parts).findings if item.where == "one"]
+    of_hub = SimpleNamespace(source=SimpleNamespace(revision=COMMIT, repository_name="org/base"), ref="org/base")
+    monkeypatch.setattr("lmoe_cli.check.at_revision", lambda claim, revision, _: at_revision(claim, revision, of_hub))
+    (error,) = [item for item in found(parts).findings if item.code == "base-mismatch"]
     assert "trained on org/base@step1000" in error.message
     assert error.hint.endswith("accept_base: [org/base@step1000]")
     assert not found(parts, one={"accept_base": ["org/base"]}).ok
     assert not found(parts, one={"accept_base": ["org/base@step2"]}).ok
     assert found(parts, one={"accept_base": ["org/base@step1000"]}).ok
-    edit(parts / "one" / "adapter_config.json", revision="01234567")
-    assert found(parts).ok
+    edit(parts / "one" / "adapter_config.json", revision=COMMIT[::-1])
+    report = found(parts)
+    assert report.ok
+    assert [item.where for item in report.findings if item.code == "base-unconfirmed"] == ["one"]
 
 
 def test_a_base_known_only_by_a_folder_is_a_warning(parts):

@@ -140,8 +140,8 @@ def test_parameters_of_layers_that_are_kept_transposed_are_refused(tmp_path):
     on = base("gpt2")
     save(on, tmp_path / "one", target_modules=[], target_parameters=["attn.c_proj.weight"])
     errors = [item for item in check(loadout(on, {"one": 1.0}, tmp_path)).findings if item.severity == "error"]
-    assert [item.code for item in errors] == ["shape-mismatch"]
-    assert "as a parameter, which gpt2 keeps transposed" in errors[0].message
+    assert [item.code for item in errors] == ["module-unsupported"]
+    assert "changes parameters that gpt2 keeps transposed" in errors[0].message
 
 
 @pytest.mark.parametrize("words", [{"modules_to_save": ["embed_positions"]}, {}])
@@ -155,6 +155,18 @@ def test_positions_that_are_more_than_a_lookup_are_refused_and_nothing_else_runs
     with pytest.raises(UsageError) as caught:  # also where nobody knew it before
         start(own, device="cpu", dtype="float32")
     assert caught.value.code == "module-unsupported"
+
+
+def test_a_copy_of_an_embedding_that_is_more_than_a_lookup_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(OTHER_LOOKUPS, "llama", ("embed_tokens",))
+    save(base("llama"), tmp_path / "one", target_modules=["q_proj"])
+    path = tmp_path / "one" / "adapter_model.safetensors"
+    copy = load_file(base("llama") / "model.safetensors")["model.embed_tokens.weight"]
+    name = "base_model.model.model.embed_tokens.weight"
+    save_file(load_file(path) | {name: copy}, path)
+    assert check(loadout(base("llama"), {"one": 1.0}, tmp_path)).ok
+    save_file(load_file(path) | {name: copy + 1}, path)
+    assert not check(loadout(base("llama"), {"one": 1.0}, tmp_path)).ok
 
 
 def test_a_bias_that_a_class_has_no_place_for_is_refused(tmp_path):

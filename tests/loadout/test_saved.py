@@ -120,6 +120,33 @@ def test_factors_on_a_matrix_that_is_not_the_base_s_stand_on_their_own_as_in_pef
         assert_close(tiny.load(tmp_path / "model")(tiny.tokens()).logits, theirs)
 
 
+def test_two_experts_whose_factors_stand_on_other_matrices_than_a_tied_base_has_contradict_nothing(tmp_path):
+    for seed, name in enumerate(WEIGHTS):
+        save(tmp_path / name, "qwen3", seed, with_copies=True, modules=["embed_tokens"])
+        path = tmp_path / name / "adapter_model.safetensors"
+        tensors = load_file(path)
+        (beneath,) = [key for key in tensors if key.endswith("base_layer.weight")]
+        save_file(tensors | {beneath: tensors[beneath] + 0.01 * (seed + 1)}, path, {"format": "pt"})
+    own = loadout(tmp_path, *WEIGHTS, on=base("qwen3"))
+    assert check(own).ok
+    bake_model(own, tmp_path / "model")
+    with torch.no_grad():
+        baked = tiny.load(tmp_path / "model")(tiny.tokens()).logits
+    assert_close(start(own, device="cpu", dtype="float32").logits(tiny.tokens()), baked)
+
+
+def test_a_copy_in_float16_of_a_base_in_float32_is_known(tmp_path):
+    own = tmp_path / "base"
+    tiny.model("llama").half().float().save_pretrained(own)  # as an F16 checkpoint that was stored again
+    save(tmp_path / "one", "llama", 1, with_copies=True, on=own)
+    path = tmp_path / "one" / "adapter_model.safetensors"
+    halves = {name: t.half() if "lora_" not in name else t for name, t in load_file(path).items()}
+    save_file(halves, path, {"format": "pt"})
+    assert all("self_attn" in target.module for target in loadout(tmp_path, "one", on=own).by_target)
+    save_file({name: t + 0.25 if "lora_" not in name else t for name, t in halves.items()}, path, {"format": "pt"})
+    assert not all("self_attn" in target.module for target in loadout(tmp_path, "one", on=own).by_target)
+
+
 def test_a_whole_module_that_peft_wrote_twice_beside_the_base_s_own_is_one(tmp_path):
     """As it does for embeddings that it keeps whole, with ``save_embedding_layers``."""
     save(tmp_path / "one", "llama", 1, with_copies=True, modules_to_save=["embed_tokens"])
@@ -141,10 +168,12 @@ def test_a_whole_module_that_peft_wrote_twice_beside_the_base_s_own_is_one(tmp_p
     assert_close(engine.logits(tiny.tokens()), theirs)
     report = bake_model(own, tmp_path / "model")["experts"]["one"]
     assert report["matched"] == report["tensors"] == len(tensors)
-    save_file(tensors | {again: torch.zeros(2, 2)}, path, {"format": "pt"})
-    with pytest.raises(RefusedError) as caught:
-        loadout(tmp_path, "one", on=base("llama"))
-    assert [item.code for item in caught.value.findings] == ["tensor-unplaced"]
+    third = again.replace(".weight", ".default.weight")
+    for wrong in ({again: torch.zeros(2, 2)}, {third: trained.clone()}):
+        save_file(tensors | wrong, path, {"format": "pt"})
+        with pytest.raises(RefusedError) as caught:
+            loadout(tmp_path, "one", on=base("llama"))
+        assert [item.code for item in caught.value.findings] == ["tensor-unplaced"]
 
 
 def test_a_trained_module_is_applied_though_its_config_does_not_list_it(tmp_path):

@@ -142,9 +142,17 @@ def test_chat_answers_without_an_expert(folder, tmp_path):
     assert (refused.returncode, refused.stdout) == (3, "")
 
 
-def test_an_answer_that_cannot_be_compared_is_told_all_the_same(folder, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidFileError("logits-not-finite", "the model computes NaN or infinity", hint="smaller weights"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
+def test_an_answer_that_cannot_be_compared_is_told_all_the_same(folder, monkeypatch, error):
     def fail(*_, **__):
-        raise InvalidFileError("logits-not-finite", "the model computes NaN or infinity", hint="smaller weights")
+        raise error
 
     monkeypatch.setattr(changed, "compare", fail)
     words = ["chat", "--loadout", str(folder / "weighted.yaml"), "--prompt", TEXT, "--without", "mage", "--json"]
