@@ -32,6 +32,8 @@ class BlendedModule(Blended):
     def __init__(self, base: nn.Module, terms: Sequence[Term], gates: Gates) -> None:
         super().__init__(base, gates, (term.expert for term in terms))
         self.terms = list(terms)
+        self._changes: dict[str, Tensor] = {}
+        """Parameter → what each expert adds to it, (experts here, ...), float32; see `unroll`."""
 
     def held(self) -> list[Tensor]:
         parts = ("a", "b", "row", "column", "bias", "saved")
@@ -88,7 +90,25 @@ class BlendedModule(Blended):
     def _names(self) -> list[str]:
         return [name for name, _ in self.base.named_parameters(recurse=False) if name in ("weight", "bias")]
 
+    def unroll(self) -> None:
+        """Make ready for steps that torch compiles, where gates are no numbers: what each expert changes, whole."""
+        self._order = torch.tensor(sorted(self.experts), device=self.gates.values.device)
+        ones = torch.eye(self.gates.count)[sorted(self.experts)].tolist()
+        for name in self._names():
+            parameter = getattr(self.base, name).detach()
+            changed = [self._blended(name, own, torch.float32) for own in ones]
+            self._changes[name] = torch.stack(changed).to(parameter.device) - parameter.float()
+
+    def _traced(self, name: str, row: int) -> Tensor:
+        parameter: Tensor = getattr(self.base, name)
+        gates = self.gates.values[row, self._order]
+        blended: Tensor = parameter.float() + torch.tensordot(gates, self._changes[name], dims=1)
+        return blended.to(parameter.dtype)
+
     def _parameters_at(self, row: int) -> Mapping[str, Tensor]:
+        if torch.compiler.is_compiling():
+            return {name: self._traced(name, row) for name in self._names()}
+
         def blended(name: str) -> Tensor:
             return self._blended(name, self.gates.values[row].tolist())
 
@@ -102,8 +122,9 @@ class BlendedModule(Blended):
             if term.delta.saved is not None:
                 yield gate * term.factor, Delta(saved=term.delta.saved)
 
-    def _blended(self, name: str, gates: Sequence[float]) -> Tensor:
+    def _blended(self, name: str, gates: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
         parameter: Tensor = getattr(self.base, name)
+        parameter = parameter if dtype is None else parameter.detach().to(dtype)
         terms = list(self._gated(gates))
         if name == "bias":
             change = bias_update(terms)

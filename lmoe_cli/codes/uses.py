@@ -20,7 +20,8 @@ RUN = {
         "bitsandbytes has no product for these shapes on a CPU.", "Leave `--quantize` out, or use a CUDA device."
     ),
     "compile-unsupported": error(
-        "transformers does not compile this architecture as one graph, or a router decides per token.",
+        "transformers does not compile this architecture as one graph, a router decides per token, or an expert "
+        "changes the experts of a mixture.",
         "Leave `--compile` out.",
     ),
     "compile-failed": error(

@@ -7,7 +7,7 @@ from pathlib import Path
 from lmoe_cli.bank.bank import build_bank
 from lmoe_cli.check import require
 from lmoe_cli.engine.base_model import load_model, require_quantized_runs
-from lmoe_cli.engine.compiled import require_compiles
+from lmoe_cli.engine.compiled import require_compiles, require_traceable
 from lmoe_cli.engine.device import choose_device, choose_dtype
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.errors import UsageError
@@ -98,6 +98,8 @@ def start(
         message = f"steps of the router '{router.type}', which decides per token, are not compiled"
         raise UsageError("compile-unsupported", message, hint="leave --compile out")
     bank = build_bank(model, loadout, kind, share_of(loadout))
+    if compiles:
+        require_traceable(bank)
     weights = {expert.name: expert.weight for expert in loadout.experts}
     engine = Engine(
         loadout, model, bank, registry.load(router)(router, weights), compiles=compiles, trusts=trust_remote_code

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmoe_cli.bank.bank import Bank
+from lmoe_cli.bank.experts import BlendedExperts
+from lmoe_cli.bank.whole import BlendedModule
 from lmoe_cli.engine.cache import KeyValues
 from lmoe_cli.errors import UsageError
 
@@ -31,6 +34,7 @@ def compiled_step(model: nn.Module, name: str = "step") -> Step:
         name: Unique among those that run in turn: what the compiler made is looked up by it.
     """
     forward = model.forward
+    unroll(model)
 
     def call(**words: Any) -> Any:
         return forward(**words)
@@ -39,6 +43,25 @@ def compiled_step(model: nn.Module, name: str = "step") -> Step:
     is_cuda = next(model.parameters()).device.type == "cuda"
     made: Step = torch.compile(call, dynamic=False, fullgraph=True, mode="reduce-overhead" if is_cuda else None)
     return made
+
+
+def unroll(model: nn.Module) -> None:
+    """Make ready what stands on a model for steps that are compiled."""
+    for module in model.modules():
+        if isinstance(module, BlendedModule):
+            module.unroll()
+
+
+def require_traceable(bank: Bank) -> None:
+    """Refuse experts whose products depend on which experts of a mixture a token meets, which no graph can hold.
+
+    Raises:
+        UsageError: There are some.
+    """
+    for name, module in bank.modules.items():
+        if isinstance(module, BlendedExperts):
+            message = f"steps with LoRA on the experts of a mixture are not compiled: {name}"
+            raise UsageError("compile-unsupported", message, hint="leave --compile out")
 
 
 def require_compiles(model: nn.Module) -> None:

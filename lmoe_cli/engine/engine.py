@@ -58,7 +58,6 @@ class Engine(Wording):
         self.bank = bank
         self.router = router
         self.sampling = Sampling.of(loadout.recipe.chat)
-        self._step = compiled_step(model) if compiles else None
         self._folded: Folded | None = None
         self._attached = False
         self._worn: Mapping[str, Blended] = {}
@@ -66,6 +65,7 @@ class Engine(Wording):
         self._computing = threading.Lock()
         self._turned = True
         self.attach()
+        self._step = compiled_step(model) if compiles else None
         self._settle()
         device = bank.gates.values.device
         router.prepare(Surroundings(loadout, model, bank.places, self.embed, device))
