@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,8 +117,10 @@ def by_compiled_steps(engine, tokens):
         cache = compiled._empty_cache(engine.model, 16)
         step = compiled.compiled_step(engine.model)
         forwards = [engine.model, *[step] * (tokens.shape[1] - 1)]
-        found = [
-            forward(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True).logits
-            for place, forward in enumerate(forwards)
-        ]
+        takes_places = "position_ids" in inspect.signature(engine.model.forward).parameters
+        found = []
+        for place, forward in enumerate(forwards):
+            ids = tokens[:, place : place + 1]
+            words = {"position_ids": torch.full_like(ids, place)} if takes_places and place else {}
+            found.append(forward(input_ids=ids, past_key_values=cache, use_cache=True, **words).logits)
         return torch.cat(found, 1)
