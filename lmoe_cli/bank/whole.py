@@ -32,8 +32,9 @@ class BlendedModule(Blended):
     def __init__(self, base: nn.Module, terms: Sequence[Term], gates: Gates) -> None:
         super().__init__(base, gates, (term.expert for term in terms))
         self.terms = list(terms)
+        self._order = torch.tensor(sorted(self.experts), device=gates.values.device)
         self._changes: dict[str, Tensor] = {}
-        """Parameter → what each expert adds to it, (experts here, ...), float32; see `unroll`."""
+        """Parameter → what each expert of `_order` adds to it, (experts here, ...), float32; see `unroll`."""
 
     def held(self) -> list[Tensor]:
         parts = ("a", "b", "row", "column", "bias", "saved")
@@ -92,8 +93,7 @@ class BlendedModule(Blended):
 
     def unroll(self) -> None:
         """Make ready for steps that torch compiles, where gates are no numbers: what each expert changes, whole."""
-        self._order = torch.tensor(sorted(self.experts), device=self.gates.values.device)
-        ones = torch.eye(self.gates.count)[sorted(self.experts)].tolist()
+        ones = torch.eye(self.gates.count)[self._order.tolist()].tolist()
         for name in self._names():
             parameter = getattr(self.base, name).detach()
             changed = [self._blended(name, own, torch.float32) for own in ones]

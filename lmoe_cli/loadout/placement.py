@@ -37,9 +37,9 @@ def about_placement(loadout: Loadout, expert: Expert) -> Iterator[Finding]:
         names = named(item.part.module for item in strange)
         message = f"{expert.name}: changes fused experts, which lmoe cannot blend in {model_type}: {names}"
         yield finding("experts-unsupported", expert.name, message, "its other modules can be blended")
-    strangely = [item for item in placed if f".{item.part.module}".endswith(_ends(OTHER_LOOKUPS, model_type))]
-    if strangely := [item for item in strangely if not _may_be_a_copy(loadout, expert, item)]:
-        names = named(item.part.module for item in strangely)
+    lookups = [item for item in placed if f".{item.part.module}".endswith(_ends(OTHER_LOOKUPS, model_type))]
+    if changed := [item for item in lookups if not _may_be_a_copy(loadout, expert, item)]:
+        names = named(item.part.module for item in changed)
         message = f"{expert.name}: in {model_type} an embedding is more than a look-up of its rows: {names}"
         yield finding("module-unsupported", expert.name, message, "train on its other modules")
     yield from _about_stacks(loadout, expert, placed)
