@@ -29,7 +29,7 @@ docs: $(VENV)/.docs  ## the documentation site, into site/
 picture: $(VENV)/.docs  ## docs/chat.svg, drawn from the running program
 	$(BIN)/python docs/picture.py
 
-bench: $(VENV)/.test  ## every table of docs/benchmarks.md; wants a quiet machine
+bench: $(VENV)/.test  ## the tables of docs/benchmarks.md, but for the experiment and a GPU's; wants a quiet machine, and hours
 	$(BIN)/python -m benchmarks
 
 bench-quick: $(VENV)/.run  ## a few ratios in half a minute; fails where one is far under what it was

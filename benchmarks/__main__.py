@@ -9,7 +9,20 @@ from typing import Any
 
 import torch
 
-from benchmarks import baking, folding, gpu, kinds, page, profiles, results, routed, speed, starting, training
+from benchmarks import (
+    activations,
+    baking,
+    folding,
+    gpu,
+    kinds,
+    page,
+    profiles,
+    results,
+    routed,
+    speed,
+    starting,
+    training,
+)
 from lmoe_cli.bench.machine import machine
 
 
@@ -27,6 +40,7 @@ def _speeds(group: str) -> Callable[[], dict[str, Any]]:
 
 SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     **{group: _speeds(group) for group in speed.GROUPS},
+    "activations": activations.measure,
     "kinds": kinds.measure,
     "profile": profiles.measure,
     "fold": folding.measure,

@@ -18,6 +18,7 @@ SAID = {
     "dora": "DoRA, a magnitude for each row",
     "bias": "a bias for each row",
     "mixed": f"ranks from {RANK // 2} to {RANK * 3 // 2}",
+    "all": "all of these together",
 }
 
 
@@ -31,7 +32,7 @@ def text(found: dict[str, Any]) -> str:
     head = ("experts", "dtype", "ms/token", "± quartiles", "of plain LoRA", "asked")
     cells = [
         (SAID[row["kind"]], row["dtype"], f"{row['ms_per_token']:.2f}", f"{row['spread']:.0%}",
-         f"{row['ratio_to_base']:.3f}", "" if row["kind"] == "lora" else at_least(row["ratio_to_base"], LEAST))
+         f"{row['ratio_to_base']:.3f}", "" if row["kind"] == "lora" else at_least(row["ratio_to_base"], LEAST, 3))
         for row in found["rows"]
     ]  # fmt: skip
     return markdown(head, cells)

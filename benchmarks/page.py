@@ -6,12 +6,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from benchmarks import baking, folding, gpu, kinds, profiles, routed, speed, starting, training
+from benchmarks import activations, baking, folding, gpu, kinds, profiles, routed, speed, starting, training
 from benchmarks.experiment import telling
 
 PATH = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 FRAME = Path(__file__).with_name("page.md")
 TEXTS = {
+    "activations": activations.text,
     "profile": profiles.text,
     "kinds": kinds.text,
     "fold": folding.text,
@@ -24,7 +25,7 @@ TEXTS = {
 }
 SECTIONS = (*speed.GROUPS, *TEXTS)
 NO_GPU = f"""No GPU was at hand. `python -m benchmarks gpu` makes these tables; it has not run on one yet.
-It begins no new table after {gpu.BUDGET_S} seconds.
+It begins no new table after {gpu.BUDGET_S} seconds, and goes on after one that fails.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from typing import Any
 
@@ -10,7 +11,8 @@ from benchmarks.process import child
 from benchmarks.speed import DTYPES
 from benchmarks.table import markdown
 
-EXPERTS, RANK, LAYERS, STEPS, SHOWN = 4, 32, 8, 24, 9
+EXPERTS, RANK, LAYERS, SHOWN = 4, 32, 8, 9
+ROUNDS, STEPS = 6, 8
 VARIANTS = ("base", "bare", "blend")
 
 
@@ -24,20 +26,22 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(f"{dtype}:\n\n{_table(variants)}" for dtype, variants in found["dtypes"].items())
 
 
-def _table(variants: dict[str, dict[str, list[float]]]) -> str:
-    totals = {name: sum(self_us for _, self_us in operators.values()) for name, operators in variants.items()}
-    names = {name for operators in variants.values() for name in operators}
-    longest = sorted(names, key=lambda name: -max(operators.get(name, (0, 0))[1] for operators in variants.values()))
+def _table(variants: dict[str, dict[str, Any]]) -> str:
+    operators = {name: found["operators"] for name, found in variants.items()}
+    names = {name for own in operators.values() for name in own}
+    longest = sorted(names, key=lambda name: -max(own.get(name, (0, 0))[1] for own in operators.values()))
     cells = [
-        (f"`{name}`", *(_cell(*variants[variant].get(name, (0, 0))) for variant in VARIANTS))
+        (f"`{name}`", *(_cell(*operators[variant].get(name, (0, 0))) for variant in VARIANTS))
         for name in longest[:SHOWN]
     ]
     rest = [
-        _cell(*map(sum, zip(*(variants[variant].get(name, (0, 0)) for name in longest[SHOWN:]), strict=True)))
+        _cell(*map(sum, zip(*(operators[variant].get(name, (0, 0)) for name in longest[SHOWN:]), strict=True)))
         for variant in VARIANTS
     ]
+    together = [sum(self_us for _, self_us in operators[variant].values()) / 1e3 for variant in VARIANTS]
     cells += [("everything else", *rest)]
-    cells += [("together", *(f"{totals[variant] / 1e3:.2f} ms" for variant in VARIANTS))]
+    cells += [("together", *(f"{ms:.2f}" for ms in together))]
+    cells += [("a step without the profiler", *(f"{variants[variant]['ms']:.2f}" for variant in VARIANTS))]
     return markdown(("operator", *(f"{variant}: calls, ms" for variant in VARIANTS)), cells)
 
 
@@ -46,7 +50,7 @@ def _cell(calls: float, self_us: float) -> str:
 
 
 def main(dtype: str) -> None:
-    """Profile one dtype and print operator → (calls, microseconds) of a step, for each variant, as JSON."""
+    """Profile one dtype, the variants by turns, and print what each of them takes as JSON."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -57,19 +61,23 @@ def main(dtype: str) -> None:
     model = synthetic.synthetic_model("qwen3-0.6b", LAYERS, numbers, torch.device("cpu"))
     bank = synthetic.synthetic_bank(model, EXPERTS, RANK, numbers)
     ways = dict(zip(VARIANTS, (variants.base(), variants.bare(model, bank), variants.blend(model, bank)), strict=True))
-    found: dict[str, dict[str, tuple[float, float]]] = {}
-    for name, way in ways.items():
-        way.enter()
-        Decode(1, 32, STEPS).seconds(model, way.prepare)
-        with torch.inference_mode():
-            cache = model(input_ids=torch.zeros(1, 32, dtype=torch.long), use_cache=True).past_key_values
-            with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                for _ in range(STEPS):
-                    model(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
-        way.leave()
-        found[name] = {
-            event.key: (event.count / STEPS, event.self_cpu_time_total / STEPS) for event in profiler.key_averages()
-        }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    sums: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            way.enter()
+            times[name].append(Decode(1, 32, STEPS).seconds(model, way.prepare))
+            with torch.inference_mode():
+                cache = model(input_ids=torch.zeros(1, 32, dtype=torch.long), use_cache=True).past_key_values
+                with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                    for _ in range(STEPS):
+                        model(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+            way.leave()
+            for event in profiler.key_averages():
+                own = sums[name].setdefault(event.key, [0.0, 0.0])
+                own[0] += event.count / (ROUNDS * STEPS)
+                own[1] += event.self_cpu_time_total / (ROUNDS * STEPS)
+    found = {name: {"ms": statistics.median(times[name][1:]) * 1e3, "operators": sums[name]} for name in ways}
     print(json.dumps(found))
 
 

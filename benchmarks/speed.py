@@ -46,12 +46,12 @@ class Speed:
 
 
 def _table(rows: list[Row], target: Target | None) -> str:
-    bare = next((row["ratio_to_base"] for row in rows if row["variant"] == "bare"), None)
+    bare_ms = next((row["ms_per_token"] for row in rows if row["variant"] == "bare"), None)
     head = ("variant", "experts", "tokens/s", "ms/token", "± quartiles", "of base", "of bare", "limit", "asked")
     cells = []
     for row in rows:
         asked = target(row) if target and row["variant"] == "blend" else None
-        of_bare = f"{row['ratio_to_base'] / bare:.2f}" if bare and row["variant"] != "base" else ""
+        of_bare = f"{bare_ms / row['ms_per_token']:.2f}" if bare_ms and row["variant"] != "base" else ""
         cells.append(
             (row["variant"], str(row["experts"]), f"{row['tokens_per_s']:.1f}", f"{row['ms_per_token']:.2f}",
              f"{row['spread']:.0%}", f"{row['ratio_to_base']:.2f}", of_bare, f"{row['byte_limit']:.2f}",

@@ -18,6 +18,8 @@ SLACK_BYTES = 150e6
 IMPORTS = "from transformers import AutoModelForCausalLM, AutoTokenizer"
 ALL_IMPORTS = f"{IMPORTS}; import transformers.models.qwen3.modeling_qwen3"
 """And what loading a model of that kind imports."""
+TOLD = "; print(flush=True)"
+"""Ends what is timed, before Python takes everything down."""
 SCRIPT = f"""
 import sys
 {IMPORTS}
@@ -51,8 +53,8 @@ def measure() -> dict[str, Any]:
         experts = [word for number, path in enumerate(adapters) for word in ("--expert", f"e{number}={path}:0.25")]
         chat = (sys.executable, "-m", "lmoe_cli", "chat", *PROMPT)
         commands: dict[str, tuple[str | Path, ...]] = {
-            "imports": (sys.executable, "-c", IMPORTS),
-            "all imports": (sys.executable, "-c", ALL_IMPORTS),
+            "imports": (sys.executable, "-c", IMPORTS + TOLD),
+            "all imports": (sys.executable, "-c", ALL_IMPORTS + TOLD),
             "script": (sys.executable, "-c", SCRIPT, base),
             "base": (*chat, "--base", base),
             "blend": (*chat, "--base", base, *experts),
@@ -90,7 +92,7 @@ def text(found: dict[str, Any]) -> str:
             (SAID[name], f"{statistics.median(row['seconds']):.2f}",
              f"{ratio:.2f} of {'the script' if beside == 'script' else 'the imports'}" if ratio else "",
              at_most(ratio, most) if ratio else "", f"{above / 1e9:.2f} GB",
-             at_most(above / 1e9, (wanted + SLACK_BYTES) / 1e9) + " GB" if wanted else "")
+             at_most(above / 1e9, (wanted + SLACK_BYTES) / 1e9, " GB") if wanted else "")
         )  # fmt: skip
     said = f"A base of {found['base_bytes'] / 1e9:.2f} GB, two experts of {found['experts_bytes'] / 2e6:.0f} MB each. "
     said += (

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+MOST_DERIVED = 1 << 14
+"""What is kept of things that were computed from gates."""
 
 
 def in_force(gates: Tensor | Sequence[Any], skip_below: float) -> Tensor:
@@ -167,6 +169,8 @@ class Gates:
             return make()
         found: T | None = self._derived.get(key)
         if found is None:
+            if len(self._derived) >= MOST_DERIVED:  # prompts of ever other lengths
+                self._derived.clear()
             found = self._derived[key] = make()
         return found
 
@@ -210,9 +214,12 @@ class Gates:
         """The experts of each token, where these are few: what kernels take that read no other expert.
 
         Returns:
-            Numbers, (B x T, K), int64, and their gates, (B x T, K), float32; None where most experts act.
+            Numbers, (B x T, K), int64, and their gates, (B x T, K), float32; None where most experts act, and in
+            compiled code, whose graph cannot depend on how many do.
         """
-        return self.derived("chosen", lambda: (self._chosen(),))[0] if self.are_of_tokens else None
+        if not self.are_of_tokens or torch.compiler.is_compiling():
+            return None
+        return self.derived("chosen", lambda: (self._chosen(),))[0]
 
     def _chosen(self) -> tuple[Tensor, Tensor] | None:
         each = self.values.flatten(0, 1)  # (N, E)

@@ -192,13 +192,13 @@ class BlendedLinear(Blended):
         return b.add(y.view(-1, y.shape[-1]), low.flatten(0, -2), self.products).view(y.shape)
 
     def delta(self) -> Tensor:
-        """The low-rank part of the blend under the first row of gates, (d_out, d_in), in the dtype of B."""
+        """The low-rank part of the blend under the first row of gates, (d_out, d_in), float32."""
         assert self.b is not None, "only for modules with low-rank deltas"
         assert self.shared is not None, "b comes with a stacked a"
         start, stop = self.shared.bounds[self.member]
-        a, b = self.shared.a[start:stop], self.b.matrix
-        gates = self.gates.values[0, self.shared.owner[start:stop]].to(b.dtype)
-        return (b * gates) @ a
+        gates = self.gates.values[0, self.shared.owner[start:stop]]
+        # In 16 bits it would be rounded once more, and take minutes on a processor without instructions for them.
+        return (self.b.matrix.float() * gates) @ self.shared.a[start:stop].float()
 
     def _reshaped(self, x: Tensor, y: Tensor) -> Tensor:
         """The terms that act through W itself."""

@@ -12,6 +12,7 @@ Which one that is, is measured on the model's own weights when it is loaded.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -49,14 +50,32 @@ class _WithoutOneDnn:
     """Makes torch leave oneDNN alone for the length of a block, in as little time as can be.
 
     There is no other way to torch's own kernels than this switch of the whole process. What another thread computes
-    meanwhile is as right, and may be as fast.
+    meanwhile is as right, but sums in another order, and takes longer where it has many vectors.
     """
 
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._was_enabled = True
+
     def __enter__(self) -> None:
-        torch._C._set_mkldnn_enabled(False)
+        with self._lock:
+            if not self._inside:
+                self._was_enabled = torch._C._get_mkldnn_enabled()
+                torch._C._set_mkldnn_enabled(False)
+            self._inside += 1
 
     def __exit__(self, *_: object) -> None:
-        torch._C._set_mkldnn_enabled(True)
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch._C._set_mkldnn_enabled(self._was_enabled)
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether oneDNN is used outside of such blocks."""
+        with self._lock:
+            return self._was_enabled if self._inside else torch._C._get_mkldnn_enabled()
 
 
 _WITHOUT_ONEDNN = _WithoutOneDnn()
@@ -93,21 +112,13 @@ _OPERATORS: dict[Kernel, Kernel] = {
 }
 
 
-def native_addmm(y: Tensor, low: Tensor, b: Tensor) -> Tensor:
-    """The sum y + low b by torch's own kernel, in 16 bits.
+def _is_a_loop(x: Tensor) -> bool:
+    """Whether a small product with these activations, one vector, is better written as a sum.
 
-    Args:
-        y: (N, d_out).
-        low: (N, R).
-        b: (R, d_out).
+    The compiler for CPUs makes one loop of it and of what follows, which reads a matrix of a few ranks as fast as the
+    memory gives it; the call of a library would take as long again.
     """
-    with _WITHOUT_ONEDNN:
-        return torch.addmm(y, low, b)
-
-
-_native_addmm = _as_operator(
-    "native_addmm", "(Tensor y, Tensor low, Tensor b) -> Tensor", native_addmm, lambda y, *_: torch.empty_like(y)
-)
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,20 @@ class Products:
         result: Tensor = layer(x) if own is None else self(x, *own)
         return result
 
+    def down(self, x: Tensor, a: Tensor) -> Tensor:
+        """A x, for an A of few rows.
+
+        Args:
+            x: Activations, (..., d_in).
+            a: A, (R, d_in), in the dtype of ``x``.
+
+        Returns:
+            (..., R).
+        """
+        if x.numel() == x.shape[-1] and _is_a_loop(x):
+            return (a.float() * x.float().view(-1)).sum(-1).to(x.dtype).view(*x.shape[:-1], -1)
+        return self(x, a)
+
     def add(self, y: Tensor, low: Tensor, b: Tensor) -> Tensor:
         """Add B low to y, in place where that is possible.
 
@@ -154,12 +179,10 @@ class Products:
         """
         if y.dtype != b.dtype:
             return y + F.linear(low, b).to(y.dtype)
-        if self.one is native and len(low) == 1:
-            if not torch.compiler.is_compiling():
-                return self.add_one(y, low, b.T)
-            if not torch.is_grad_enabled():
-                summed: Tensor = _native_addmm(y, low, b.T)
-                return summed
+        if len(low) == 1 and _is_a_loop(y):
+            return (y.float() + (b.float() * low.float()).sum(-1)).to(y.dtype)
+        if self.one is native and len(low) == 1 and not torch.compiler.is_compiling():
+            return self.add_one(y, low, b.T)
         return y.addmm_(low, b.T)
 
     def add_one(self, y: Tensor, low: Tensor, b: Tensor) -> Tensor:
@@ -213,7 +236,7 @@ def choose_products(weights: Iterable[Tensor]) -> Products:
     whole = [weight for weight in weights if type(weight) in (Tensor, nn.Parameter)]
     found = [weight for weight in whole if weight.device.type == "cpu" and weight.dim() == 2]
     large = [weight for weight in found if weight.numel() >= ENOUGH and weight.is_floating_point()]
-    if sum(weight.nbytes for weight in large) < LARGE_BYTES or not torch._C._get_mkldnn_enabled():
+    if sum(weight.nbytes for weight in large) < LARGE_BYTES or not _WITHOUT_ONEDNN.is_enabled:
         return Products()
     sample = _sample(large)
     if large[0].dtype == torch.float32:

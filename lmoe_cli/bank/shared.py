@@ -210,7 +210,7 @@ class SharedInput(nn.Module):
 
     def _product(self, x: Tensor) -> Tensor:
         a = self.a
-        low = self.products(x if x.dtype == a.dtype else x.to(a.dtype), a)  # (..., sum of R)
+        low = self.products.down(x if x.dtype == a.dtype else x.to(a.dtype), a)  # (..., sum of R)
         gates = self.coefficients(low)
         return low * gates if torch.is_grad_enabled() else low.mul_(gates)
 

@@ -38,6 +38,12 @@ class StackedB:
             self.tensor = beside.T.contiguous().T if is_by_column else beside  # (d_out, sum of R)
         self._transposed = None if self._is_piled else self.tensor.T
 
+    def lay_by_row(self) -> None:
+        """Lie as a loop reads it that goes from row to row, as the compiler makes it; see `Products.add`."""
+        if not self._is_piled:
+            self.tensor = self.tensor.contiguous()
+            self._transposed = self.tensor.T
+
     @property
     def matrix(self) -> Tensor:
         """All side by side, (d_out, sum of R)."""

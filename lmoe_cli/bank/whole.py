@@ -92,14 +92,14 @@ class BlendedModule(Blended):
         return [name for name, _ in self.base.named_parameters(recurse=False) if name in ("weight", "bias")]
 
     def unroll(self) -> None:
-        """Make ready for steps that torch compiles, where gates are no numbers: what each expert changes, whole."""
+        """Make ready for gates that are no numbers, but traced or with a gradient: what each expert changes, whole."""
         ones = torch.eye(self.gates.count)[self._order.tolist()].tolist()
         for name in self._names():
             parameter = getattr(self.base, name).detach()
             changed = [self._blended(name, own, torch.float32) for own in ones]
             self._changes[name] = torch.stack(changed).to(parameter.device) - parameter.float()
 
-    def _traced(self, name: str, row: int) -> Tensor:
+    def _summed(self, name: str, row: int) -> Tensor:
         parameter: Tensor = getattr(self.base, name)
         gates = self.gates.values[row, self._order]
         blended: Tensor = parameter.float() + torch.tensordot(gates, self._changes[name], dims=1)
@@ -107,7 +107,11 @@ class BlendedModule(Blended):
 
     def _parameters_at(self, row: int) -> Mapping[str, Tensor]:
         if torch.compiler.is_compiling():
-            return {name: self._traced(name, row) for name in self._names()}
+            return {name: self._summed(name, row) for name in self._names()}
+        if self.gates.values.requires_grad:
+            if not self._changes:
+                self.unroll()
+            return {name: self._summed(name, row) for name in self._names()}
 
         def blended(name: str) -> Tensor:
             return self._blended(name, self.gates.values[row].tolist())

@@ -34,7 +34,8 @@ def _name(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{named or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{named or platform.processor() or platform.machine()}, {os.cpu_count()} cores, {instructions}"
 
 
 def _bandwidth(device: torch.device) -> float:

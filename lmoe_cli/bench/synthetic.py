@@ -30,7 +30,7 @@ SPREAD = 0.02
 OUTLIERS = 6.0
 """Activations beyond which LLM.int8() computes in 16 bits, as transformers sets it."""
 
-Kind = Literal["lora", "dora", "bias", "mixed"]
+Kind = Literal["lora", "dora", "bias", "mixed", "all"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """Of synthetic experts."""
 
@@ -139,7 +139,7 @@ def synthetic_bank(
         experts: E.
         rank: Of each expert; of the average one where ranks are mixed.
         dtype: Of the factors.
-        kind: Plain LoRA, with a magnitude per row as DoRA has it, with biases, or of ranks that differ.
+        kind: Plain LoRA, with a magnitude per row as DoRA has it, with biases, of ranks that differ, or all of that.
         share: What has gates of its own, for a router to be put there.
     """
     tree = Tree(model)
@@ -152,11 +152,11 @@ def synthetic_bank(
         d_out, d_in = layers[name].out_features, layers[name].in_features
         found = []
         for number in range(experts):
-            own = _rank(rank, number, experts) if kind == "mixed" else rank
+            own = _rank(rank, number, experts) if kind in ("mixed", "all") else rank
             a = torch.randn(own, d_in, generator=generator) * SPREAD
             b = torch.randn(d_out, own, generator=generator) * SPREAD
             vector = torch.randn(d_out, generator=generator) * SPREAD
-            row, bias = vector if kind == "dora" else None, vector if kind == "bias" else None
+            row, bias = vector if kind in ("dora", "all") else None, vector if kind in ("bias", "all") else None
             found.append((Location(name), Term(number, Delta(a, b, row=row, bias=bias))))
         return found
 

@@ -14,7 +14,7 @@ from lmoe_cli.bank.linear import BlendedLinear
 from lmoe_cli.bench.work import SEED, Prepare
 from lmoe_cli.engine.attach import attach, detach, put
 from lmoe_cli.engine.base_model import quietly
-from lmoe_cli.engine.compiled import compiled_step
+from lmoe_cli.engine.compiled import compiled_step, unroll
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.loadout.loadout import Loadout
 
@@ -231,6 +231,7 @@ def compiled(model: nn.Module, variant: Variant) -> Variant:
 
     def enter() -> None:
         variant.enter()
+        unroll(model)
         model.forward = forward
 
     def leave() -> None:

@@ -215,9 +215,9 @@ def load(session: Session, argument: str) -> Iterator[Event]:
 
 def bake(session: Session, argument: str) -> Iterator[Event]:
     """Bake the weights in force."""
-    path, _ = _path("/bake out/", argument)
+    path, force = _path("/bake out/", argument)
     yield Note(f"baking {weights_text(session.mixer.labelled)} …")
-    yield Note(session.bake(path))
+    yield Note(session.bake(path, force=force))
 
 
 def _path(example: str, argument: str) -> tuple[Path, bool]:

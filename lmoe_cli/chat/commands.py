@@ -103,7 +103,7 @@ _ALL = (
     Command("/retry", "", "answer the last message again", actions.retry),
     Command("/undo", "", "forget the last message and its answer", actions.undo),
     Command("/stats", "", "speed, tokens and memory of this session", actions.stats, at_once=True),
-    Command("/bake", "DIR", "bake the weights in force into an ordinary model", actions.bake, "file"),
+    Command("/bake", "DIR [--force]", "bake the weights in force into an ordinary model", actions.bake, "file"),
     Command("/clear", "", "start a new conversation", actions.clear),
     Command("/help", "", "this list", _help, at_once=True),
     Command("/bye", "", "leave", _bye),

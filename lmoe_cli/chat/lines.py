@@ -71,18 +71,12 @@ class Lines:
 
 
 def _wrapped(line: str, styles: Sequence[str], width: int) -> list[Line]:
-    """See `wrap`."""
+    """Break a line that is too wide, after spaces where it has some."""
     found: list[Line] = []
     for part in _parts(line, width):
         found.append(Line.of(part, styles[: len(part)]))
         styles = styles[len(part) :]
     return [*(Line.of(full.rstrip(" "), full.styles) for full in found[:-1]), found[-1]]
-
-
-def wrap(line: str, width: int) -> list[str]:
-    """Break a line that is too wide, after spaces where it has some."""
-    *full, last = _parts(line, width)
-    return [*(part.rstrip(" ") for part in full), last]
 
 
 def _parts(line: str, width: int) -> list[str]:

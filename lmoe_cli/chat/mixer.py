@@ -26,6 +26,8 @@ class Mixer:
         """Number of the knob that `nudge` turns."""
         self._engine = engine
         self._aside: dict[str, float] = {}
+        self._lifted: dict[str, float] = {}
+        """The weight of an expert that acts only because it was asked to do so alone: 0."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -56,18 +58,24 @@ class Mixer:
         self._engine.set_weights(weights)
         for name in weights:
             self._aside.pop(name, None)
+            self._lifted.pop(name, None)
 
     def restore(self) -> None:
         """Give back all weights that were set aside."""
-        self.turn(self.aside)
+        self.turn({**self._aside, **self._lifted})
+
+    @property
+    def _own(self) -> dict[str, float]:
+        """All weights as they are when nothing is set aside."""
+        return {**self.weights, **self._aside, **self._lifted}
 
     def solo(self, name: str) -> None:
         """Mute all experts but one, which acts with its own weight, or 1 where that is 0."""
         self._check(name)
-        weights = {**self.weights, **self._aside}
+        weights = self._own
         aside = {other: weight for other, weight in weights.items() if other != name}
         self.turn({**dict.fromkeys(aside, 0.0), name: weights[name] or 1.0})
-        self._aside = aside
+        self._aside, self._lifted = aside, {} if weights[name] else {name: weights[name]}
 
     def mute(self, name: str) -> bool:
         """Mute an expert, or give a muted one its weight back.
@@ -79,7 +87,7 @@ class Mixer:
         if name in self._aside:
             self.turn({name: self._aside[name]})
             return False
-        weight = self.weights[name]
+        weight = self._own[name]
         self.turn({name: 0.0})
         self._aside[name] = weight
         return True
@@ -93,7 +101,7 @@ class Mixer:
         if len(self._aside) == len(self.names):
             self.restore()
             return False
-        weights = {**self.weights, **self._aside}
+        weights = self._own
         self.turn(dict.fromkeys(weights, 0.0))
         self._aside = weights
         return True

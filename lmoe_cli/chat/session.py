@@ -6,9 +6,11 @@ change settings and stop the answer.
 
 from __future__ import annotations
 
+import gc
 import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -46,8 +48,9 @@ class Outside:
 
     load: Callable[[Path], tuple[Engine, Sequence[Finding]]]
     """Reads, checks and loads a recipe; tells what the check found."""
-    bake: Callable[[Loadout, Path, Callable[[int], None]], str]
-    """Bakes a loadout into a folder, telling the bytes that were written, and says what came of it."""
+    bake: Callable[[Loadout, Path, Callable[[int], None], bool], str]
+    """Bakes a loadout into a folder, telling the bytes that were written, and says what came of it; the last argument
+    says whether it replaces a folder that exists."""
 
 
 class Session:
@@ -66,13 +69,14 @@ class Session:
         """Tell how much say experts have in what is answered."""
         self._outside = outside
         self._stop = threading.Event()
-        self.generation: Generation | None = None
-        """The answer that is being given, or the last one."""
+        self.generation: Generation | None
+        """The answer that is being given, or the last one of this loadout."""
         self._told_forgetting = False
         self._use(engine)
 
     def _use(self, engine: Engine) -> None:
         self.engine = engine
+        self.generation = None  # of the engine before, which nothing is to hold
         self.mixer = Mixer(engine)
         self.chat = engine.loadout.recipe.chat
         self.values = engine.key_values()
@@ -132,14 +136,15 @@ class Session:
         yield told
 
     def _stream(self, messages: list[Message], sampling: Sampling, values: KeyValues) -> Generator[Event, None, Answer]:
-        generation = self.generation = self.engine.stream(messages, sampling, values)
+        with _in_memory(values):
+            generation = self.generation = self.engine.stream(messages, sampling, values)
         finish: Finish | Literal["interrupted"] = "interrupted"
         say = Say(self.engine) if self.shows_route else None
         if say and say.is_of_tokens and not self._told_letters:
             self._told_letters = True
             yield Letters(say.names)
         told = 0
-        try:
+        with _in_memory(values):
             for piece, leader in say.followed(generation) if say else ((piece, None) for piece in generation):
                 if piece.text:
                     told += len(piece.text)
@@ -150,12 +155,6 @@ class Session:
                     break
             if told < len(generation.text):
                 yield Text(generation.text[told:])
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            values.clear()
-            message = "not enough memory for a conversation this long"
-            raise ResourceError("out-of-memory", message, hint="/clear, or /undo") from error
         shares = say.shares if say else None
         answer = Answer(generation.text, finish, generation.timings, self.mixer.weights, shares)
         self.answers.append(answer)
@@ -258,12 +257,19 @@ class Session:
         Returns:
             What its check found.
         """
-        engine, findings = self._outside.load(path)
+        try:
+            engine, findings = self._outside.load(path)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = f"{path}: not enough memory for two loadouts at once"
+            raise ResourceError("out-of-memory", message, hint="leave, and start with that one") from error
         self._use(engine)
+        gc.collect()  # the engine before has cycles, and much memory
         return findings
 
-    def bake(self, folder: Path) -> str:
-        """Bake the weights in force into an ordinary checkpoint.
+    def bake(self, folder: Path, *, force: bool = False) -> str:
+        """Bake the weights in force into an ordinary checkpoint; into an existing folder only with ``force``.
 
         Returns:
             What came of it, in a line.
@@ -273,4 +279,21 @@ class Session:
             if self._stop.is_set():
                 raise LmoeError("interrupted", f"{folder}: stopped, nothing was written")
 
-        return self._outside.bake(self.loadout, folder, advance)
+        return self._outside.bake(self.loadout, folder, advance, force)
+
+
+@contextmanager
+def _in_memory(values: KeyValues) -> Iterator[None]:
+    """Tell it where there is not enough memory, and forget what is half computed then.
+
+    Raises:
+        ResourceError: There is not.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        values.clear()
+        message = "not enough memory for a conversation this long"
+        raise ResourceError("out-of-memory", message, hint="/clear, or /undo") from error

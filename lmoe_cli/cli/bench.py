@@ -202,6 +202,7 @@ def _recipe(
         device=asked.device,
         dtype=asked.dtype,
         quantize=asked.quantize,
+        compiles=asked.is_compiled,
         trust_remote_code=trust_remote_code,
     )
     model = engine.detach()

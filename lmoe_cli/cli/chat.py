@@ -124,10 +124,10 @@ def _session(found: Loadout, placing: Placing, out: Output) -> Session:
     return Session(started(found, placing, out), Outside(load, _bake))
 
 
-def _bake(found: Loadout, folder: Path, advance: Callable[[int], None]) -> str:
+def _bake(found: Loadout, folder: Path, advance: Callable[[int], None], force: bool) -> str:
     from lmoe_cli.bake.model import bake_model
 
-    report = bake_model(found, folder, advance=advance)
+    report = bake_model(found, folder, advance=advance, force=force)
     return f"{folder}: {size(report['bytes'])} in {report['seconds']:.1f} s; lmoe chat --base {folder}"
 
 

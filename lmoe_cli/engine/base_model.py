@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lmoe_cli.engine.packed import cast, dequantize
-from lmoe_cli.errors import InvalidFileError, ResourceError, UsageError
+from lmoe_cli.errors import InvalidFileError, ResourceError, UsageError, is_out_of_memory
 from lmoe_cli.loadout.base import Base
 
 QUANTIZE = ("nf4", "int8")
@@ -58,10 +58,10 @@ def load_model(
     with quietly(), _folder(base) as folder:
         try:
             loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            hint, message = "--quantize nf4, or another --device", f"{base.ref}: no room on {device}"
-            raise ResourceError("out-of-memory", message, hint=hint, where=base.ref) from error
         except Exception as error:  # a wrong config.json fails with whatever its numbers lead to
+            if is_out_of_memory(error):
+                hint, message = "--quantize nf4, or another --device", f"{base.ref}: no room on {device}"
+                raise ResourceError("out-of-memory", message, hint=hint, where=base.ref) from error
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             message = f"{base.ref}: transformers cannot load it: {reason}"
             hint = "its config.json is wrong or of another version of transformers; download the base again"
@@ -191,8 +191,8 @@ def quietly() -> Iterator[None]:
     """Without the progress bars and remarks of libraries."""
     from transformers.utils import logging as remarks
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it remarks on this CPU, and at every product
-    before = remarks.get_verbosity()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # for good: it remarks on this CPU at every product
+    before, had_bars = remarks.get_verbosity(), remarks.is_progress_bar_enabled()
     remarks.set_verbosity_error()
     remarks.disable_progress_bar()
     try:
@@ -201,3 +201,5 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         remarks.set_verbosity(before)
+        if had_bars:
+            remarks.enable_progress_bar()

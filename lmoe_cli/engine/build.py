@@ -100,13 +100,13 @@ def start(
     bank = build_bank(model, loadout, kind, share_of(loadout))
     if compiles:
         require_traceable(bank)
+    is_quantized = bool(quantize or loadout.base.quantization)
+    if is_quantized and place.type == "cpu":
+        require_quantized_runs(loadout.base, model)
     weights = {expert.name: expert.weight for expert in loadout.experts}
     engine = Engine(
         loadout, model, bank, registry.load(router)(router, weights), compiles=compiles, trusts=trust_remote_code
     )
-    is_quantized = bool(quantize or loadout.base.quantization)
-    if is_quantized and place.type == "cpu":
-        require_quantized_runs(loadout.base, model)
     if isinstance(router, StaticRouter) and router.fold and not is_quantized:
         engine.fold()
     return engine

@@ -71,12 +71,12 @@ class KeyValues:
         ids = torch.tensor([tokens[start:]], device=self._device)
         try:
             output = self._compute(ids, start)
+            self._cache = getattr(output, "past_key_values", None)
+            self._keeps = self._cache is not None
+            self._tokens = list(tokens) if self._keeps else []
         except BaseException:  # interrupted or out of memory half-way: what is held is no longer whole
             self.clear()
             raise
-        self._cache = getattr(output, "past_key_values", None)
-        self._keeps = self._cache is not None
-        self._tokens = list(tokens) if self._keeps else []
         logits: Tensor = output.logits[0, -1]
         return logits
 

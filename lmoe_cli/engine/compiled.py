@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lmoe_cli.bank.bank import Bank
 from lmoe_cli.bank.experts import BlendedExperts
+from lmoe_cli.bank.linear import BlendedLinear
 from lmoe_cli.bank.whole import BlendedModule
 from lmoe_cli.engine.cache import KeyValues
 from lmoe_cli.errors import UsageError
@@ -50,6 +51,8 @@ def unroll(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BlendedModule):
             module.unroll()
+        elif isinstance(module, BlendedLinear) and module.b is not None:
+            module.b.lay_by_row()
 
 
 def require_traceable(bank: Bank) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lmoe_cli.bank.blocks import block_names
 from lmoe_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from lmoe_cli.engine.engine import Engine
 
 
 class _ReachedError(Exception):
@@ -35,6 +38,20 @@ def middle_block(model: nn.Module, layer: int | None) -> nn.Module:
         hint = f"'layer' is from 0 to {len(names) - 1}" if names else "name a sentence-transformers model as 'encoder'"
         raise UsageError("layer-missing", f"{type(model).__name__} has no block {number} to embed texts by", hint=hint)
     return model.get_submodule(names[number])
+
+
+def embedded(engine: Engine, text: str) -> Tensor:
+    """See `Engine.embed`."""
+    block = middle_block(engine.model, getattr(engine.router.settings, "layer", None))
+    tokens = engine.tokenizer(text or " ")["input_ids"][: engine.context] or [engine.tokenizer.eos_token_id or 0]
+    gates = engine.bank.gates
+    with engine.still():
+        before = gates.values.clone()
+        gates.set(torch.zeros_like(before[:1]))
+        try:
+            return mean_state(engine.model, block, tokens)
+        finally:
+            gates.set(before)
 
 
 @torch.inference_mode()

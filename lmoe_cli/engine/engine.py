@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from lmoe_cli.bank.blended import Blended
 from lmoe_cli.engine.attach import attach, detach, listen
 from lmoe_cli.engine.cache import KeyValues
 from lmoe_cli.engine.compiled import CompiledKeyValues, compiled_step
-from lmoe_cli.engine.embed import mean_state, middle_block
+from lmoe_cli.engine.embed import embedded
 from lmoe_cli.engine.fold import Folded, fold
 from lmoe_cli.engine.generate import Generation
 from lmoe_cli.engine.prompt import Message
@@ -67,8 +68,7 @@ class Engine(Wording):
         self.attach()
         self._step = compiled_step(model) if compiles else None
         self._settle()
-        device = bank.gates.values.device
-        router.prepare(Surroundings(loadout, model, bank.places, self.embed, device))
+        router.prepare(Surroundings(loadout, model, bank.places, self.embed, bank.gates.values.device))
 
     # -- weights
 
@@ -127,8 +127,17 @@ class Engine(Wording):
             self.bank.gates.set(self.router.gates())
 
     @contextmanager
-    def still(self) -> Iterator[Hashable]:
-        """Hold the blend still for the length of a block, which is given its identity; see `blend`."""
+    def still(self, routed: Tensor | None = None) -> Iterator[Hashable]:
+        """Hold the blend still for the length of a block, which is given its identity; see `blend`.
+
+        Args:
+            routed: What a router that reads prompts gave for this one; it may have read another one since.
+        """
+        router = self.router
+        if routed is not None and self._attached and isinstance(router, PromptRouter) and router.routed is not routed:
+            router.routed, self._turned = routed, True
+        if self._folded and not self._folded.is_whole:  # an unfolding that failed half-way: nothing is right before
+            self.unfold()
         try:
             with self._computing:
                 self._apply()
@@ -139,7 +148,7 @@ class Engine(Wording):
     @property
     def blend(self) -> Hashable:
         """Identity of the function computed now: every cache is keyed by it."""
-        return (self.loadout.digest, self.bank.gates.told, self._attached)
+        return (self.loadout.digest, self.bank.gates.told, self._attached or self.is_folded)
 
     # -- the base
 
@@ -170,18 +179,22 @@ class Engine(Wording):
         Raises:
             UsageError: The base is quantised, or a router decides per prompt or token.
         """
-        if self._folded:
+        if self._folded and self._folded.is_whole:
             return
+        self.unfold()
         if self.router.scope != "fixed":
             message = f"the router '{self.router.settings.type}' decides per {self.router.scope}: nothing stays folded"
             raise UsageError("router-dynamic", message, hint="bake it: --mean-gates, or --prompt")
         worn = self._worn
         self._wear({})
+        self._folded = Folded()
         try:
             gates = self.router.gates()[0].tolist()
-            self._folded = fold(self.model, self.loadout, dict(zip(self.weights, gates, strict=True)))
+            fold(self.model, self.loadout, dict(zip(self.weights, gates, strict=True)), self._folded)
         except BaseException:
-            self._wear(worn)
+            if self._folded.is_undone:
+                self._folded = None
+                self._wear(worn)
             raise
         if self._attached:
             self.attach()
@@ -239,7 +252,7 @@ class Engine(Wording):
             values or self.key_values(),
             tokens,
             sampling or self.sampling,
-            self.still,
+            partial(self.still, self.router.routed if isinstance(self.router, PromptRouter) else None),
             self.decode,
             self.ends,
             self.context,
@@ -247,7 +260,7 @@ class Engine(Wording):
         )
 
     def route(self, prompt: str | Sequence[Message]) -> None:
-        """Let a router that decides per prompt do so, as `stream` does. Others wait for the tokens."""
+        """Let a router that decides per prompt do so, as `stream` does."""
         if isinstance(self.router, PromptRouter) and self._attached:
             self.router.read(self.messages(prompt))
             self._turned = True
@@ -265,16 +278,7 @@ class Engine(Wording):
         Raises:
             UsageError: The base has no such block.
         """
-        block = middle_block(self.model, getattr(self.router.settings, "layer", None))
-        tokens = self.tokenizer(text or " ")["input_ids"][: self.context] or [self.tokenizer.eos_token_id or 0]
-        gates = self.bank.gates
-        with self.still():
-            before = gates.values.clone()
-            gates.set(torch.zeros_like(before[:1]))
-            try:
-                return mean_state(self.model, block, tokens)
-            finally:
-                gates.set(before)
+        return embedded(self, text)
 
     def generate(self, prompt: str | Sequence[Message], **settings: Any) -> str:
         """Answer a prompt, and return the whole answer.
@@ -283,10 +287,7 @@ class Engine(Wording):
             prompt: See `encode`.
             **settings: Any of `Sampling`'s, such as ``temperature=0`` or ``seed=1``.
         """
-        generation = self.stream(prompt, self.sampling.with_(**settings))
-        for _ in generation:
-            pass
-        return generation.text
+        return "".join(piece.text for piece in self.stream(prompt, self.sampling.with_(**settings)))
 
     def key_values(self, *, keep: bool | None = None) -> KeyValues:
         """An empty cache for a conversation.

@@ -2,8 +2,8 @@
 
     W <- round(W + sum_e g_e dW_e)
 
-There is no second copy of the base in this process's memory. A matrix that is mapped from its file stays there, and
-takes none; any other one is overwritten, and read again from the base's files when the blend is unfolded.
+Nothing of the base is put aside. A matrix that is mapped from its file stays there, and a folded one takes its place;
+any other one is overwritten, and read again from the base's files when the blend is unfolded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lmoe_cli.bank.delta import Delta, Update, bias_update, update
 from lmoe_cli.bank.gates import in_force
 from lmoe_cli.bank.load import Terms, open_terms
+from lmoe_cli.bank.stored import stored_matrix
 from lmoe_cli.bank.tree import Location, Tree
 from lmoe_cli.checkpoint.reader import TensorReader
 from lmoe_cli.engine.memory import Mapped
@@ -30,13 +31,25 @@ Undo = Callable[[], None]
 
 
 class Folded:
-    """A blend that is folded into a base."""
+    """A blend that is folded into a base, or a part of it while that goes on."""
 
-    def __init__(self, undo: list[Undo]) -> None:
-        self._undo = undo
+    def __init__(self) -> None:
+        self._undo: list[Undo] = []
+        self.is_whole = False
+        """Whether all of it is folded: not before the end of `fold`, and not from the beginning of `unfold`."""
+
+    def add(self, undo: Undo) -> None:
+        """Remember how to take back what comes next."""
+        self._undo.append(undo)
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether the base is as it was before."""
+        return not self._undo
 
     def unfold(self) -> None:
         """Put everything back as it was before, to the last bit. Where that fails half-way it may be called again."""
+        self.is_whole = False
         while self._undo:
             self._undo[-1]()
             self._undo.pop()
@@ -52,13 +65,14 @@ class _Part:
     change: Update | None
 
 
-def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float]) -> Folded:
-    """Fold a blend into a loaded base.
+def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float], folded: Folded | None = None) -> Folded:
+    """Fold a blend into a loaded base. What stops half-way is taken back.
 
     Args:
         model: The base, without a bank on it.
         loadout: Its files are on this machine.
         weights: Expert's name → weight.
+        folded: Takes note of what is done, for the case that taking it back fails, too; a new one when None.
 
     Returns:
         What undoes it.
@@ -77,9 +91,8 @@ def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float]) -> Fo
     together: dict[tuple[str, str | None, int | None], list[Target]] = {}
     for target, place in places.items():
         together.setdefault((place.module, place.parameter, place.index), []).append(target)
-    undo: list[Undo] = []
     mapped = Mapped()
-    folded = Folded(undo)
+    folded = Folded() if folded is None else folded
     try:
         with open_terms(loadout) as terms, _reader(loadout) as reader:
             for targets in together.values():
@@ -88,12 +101,16 @@ def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float]) -> Fo
                 if changes:
                     parameter = _parameter(tree, changes[0].place)
                     stays = shared[id(parameter)] > 1 or (changes[0].place.index is None and mapped.holds(parameter))
-                    undo.append(_replace(tree, changes) if stays else _overwrite(loadout, reader, tree, changes))
+                    if stays:
+                        _replace(tree, changes, folded)
+                    else:
+                        _overwrite(loadout, reader, tree, changes, folded)
                 for part in parts:
-                    undo += _fold_bias(tree, part.place, part.gated)
+                    _fold_bias(tree, part.place, part.gated, folded)
     except BaseException:
         folded.unfold()
         raise
+    folded.is_whole = True
     return folded
 
 
@@ -137,7 +154,7 @@ def _as_matrix(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 2 else tensor[:, None]
 
 
-def _replace(tree: Tree, parts: Sequence[_Part]) -> Undo:
+def _replace(tree: Tree, parts: Sequence[_Part], folded: Folded) -> None:
     """Give a module a parameter of its own, and leave the old one as it is: in its file, or tied to another one."""
     place = parts[0].place
     module, before = tree.modules[place.module], _parameter(tree, place)
@@ -145,15 +162,11 @@ def _replace(tree: Tree, parts: Sequence[_Part]) -> Undo:
     if any(part.place.rows is not None or part.place.index is not None for part in parts):
         own.copy_(before)
     _write(tree, parts, before.detach(), own)
+    folded.add(partial(setattr, module, place.parameter or "weight", before))
     setattr(module, place.parameter or "weight", nn.Parameter(own, requires_grad=False))
 
-    def undo() -> None:
-        setattr(module, place.parameter or "weight", before)
 
-    return undo
-
-
-def _overwrite(loadout: Loadout, reader: TensorReader, tree: Tree, parts: Sequence[_Part]) -> Undo:
+def _overwrite(loadout: Loadout, reader: TensorReader, tree: Tree, parts: Sequence[_Part], folded: Folded) -> None:
     """Change a matrix where it lies, after making sure that its file can bring it back."""
     for part in parts:
         view = tree.stored(part.place)
@@ -161,8 +174,6 @@ def _overwrite(loadout: Loadout, reader: TensorReader, tree: Tree, parts: Sequen
             hint = "it was changed after loading, or transformers converts it; use 'fold: false'"
             message = f"{part.target.module}: the weights in memory are not those of the file"
             raise UsageError("fold-unsafe", message, hint=hint)
-    whole = tree.stored(replace(parts[0].place, rows=None))
-    _write(tree, parts, whole, whole)
 
     def undo() -> None:
         with _reader(loadout) as again:
@@ -170,7 +181,9 @@ def _overwrite(loadout: Loadout, reader: TensorReader, tree: Tree, parts: Sequen
                 view = tree.stored(part.place)
                 view.copy_(_from_file(again, part.target, view))
 
-    return undo
+    folded.add(undo)  # first: what is written to row by row may stop in the middle
+    whole = tree.stored(replace(parts[0].place, rows=None))
+    _write(tree, parts, whole, whole)
 
 
 def _reader(loadout: Loadout) -> TensorReader:
@@ -178,25 +191,16 @@ def _reader(loadout: Loadout) -> TensorReader:
 
 
 def _from_file(reader: TensorReader, target: Target, like: Tensor) -> Tensor:
-    tensor = reader.tensor(target.tensor)
-    if target.index is not None:
-        tensor = tensor[target.index]
-        if target.rows:
-            tensor = tensor[:, slice(*target.rows)] if target.transposed else tensor[slice(*target.rows)]
-    return tensor.to(like.device, like.dtype)
+    return stored_matrix(reader, target).to(like.device, like.dtype)
 
 
-def _fold_bias(tree: Tree, place: Location, gated: list[tuple[float, Delta]]) -> list[Undo]:
+def _fold_bias(tree: Tree, place: Location, gated: list[tuple[float, Delta]], folded: Folded) -> None:
     change = bias_update(gated)
     if change is None:
-        return []
+        return
     module = tree.modules[place.module]
     before = module.bias
     like = before if isinstance(before, Tensor) else tree.stored(place)
     total = change.to(like.device) if before is None else before.detach().float() + change.to(like.device)
+    folded.add(partial(setattr, module, "bias", before))
     module.bias = nn.Parameter(total.to(like.dtype), requires_grad=False)
-
-    def undo() -> None:
-        module.bias = before
-
-    return [undo]

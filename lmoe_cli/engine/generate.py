@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from lmoe_cli.engine.cache import KeyValues
 from lmoe_cli.engine.sampling import Chooser, Sampling
+from lmoe_cli.errors import LmoeError
 
 Finish = Literal["stop", "length", "context"]
 
@@ -118,7 +119,11 @@ class Generation:
             tokens = self.prompt + self.new
             with self._still() as blend:
                 logits = self._values.logits(tokens, blend)
-            token = chooser.next(tokens, logits)
+            try:
+                token = chooser.next(tokens, logits)
+            except LmoeError:  # NaN, which the keys and values have, too
+                self._values.clear()
+                raise
             self._last = time.perf_counter()
             if not self.new:
                 self._first, self._reused = self._last, self._values.reused
@@ -215,7 +220,7 @@ def _overlap(text: str, stop: str) -> int:
 
 def context_of(config: Any) -> int:
     """Most tokens a model can hold, as its config says; without bound where it does not."""
-    inner = getattr(config, "text_config", config)
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
     names = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
     found = [value for name in names if isinstance(value := getattr(inner, name, None), int) and value > 0]
     return found[0] if found else 1 << 30

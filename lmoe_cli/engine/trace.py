@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmoe_cli.adapter.names import HEADS
 from lmoe_cli.bank.blocks import block_names
 from lmoe_cli.bank.routed import MODEL
 from lmoe_cli.engine.cache import last_only
@@ -101,7 +102,7 @@ def trace(engine: Engine, tokens: Sequence[int]) -> Trace:
 @torch.inference_mode()
 def _read(engine: Engine, tokens: Sequence[int]) -> None:
     """Let the model read a text; logits of every token are computed only where the head has gates of its own."""
-    heads = {"lm_head", "embed_out", "output"} & {name.rpartition(".")[2] for name in engine.bank.places}
+    heads = {*HEADS, "output"} & {name.rpartition(".")[2] for name in engine.bank.places}
     with engine.still():
         ids = torch.tensor([list(tokens)], device=engine.bank.gates.values.device)
         engine.model(input_ids=ids, use_cache=False, **({} if heads else last_only(engine.model)))

@@ -61,7 +61,8 @@ class Change:
 def without(engine: Engine, *names: str) -> Iterator[None]:
     """Leave experts out for the length of a block, whatever the router; then everything is as before.
 
-    A folded blend is unfolded meanwhile. Weights must not be turned in the block.
+    A folded blend is unfolded meanwhile. Weights must not be turned in the block. Gates that `Engine.set_gates` gave do
+    not come back; those of the router do.
 
     Args:
         engine: Whose experts.

@@ -7,6 +7,7 @@ one bank is in memory.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -119,7 +120,8 @@ class Stage:
         known = {name: value for name, value in vars(self.engine).items() if name == "tokenizer"}  # slow to read again
         trusts = self.engine.trusts
         self.engine.detach()
-        del self.engine  # at most one bank is in memory
+        del self.engine
+        gc.collect()  # at most one bank is in memory, and it has cycles
         loadout, router = variant.loadout, variant.loadout.recipe.router
         change = None if variant.noise is None else noise(variant.noise, [expert.name for expert in loadout.experts])
         bank = build_bank(self.model, loadout, self._dtype, share_of(loadout), change)

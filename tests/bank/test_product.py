@@ -119,3 +119,23 @@ def test_a_low_rank_part_is_added_to_what_the_base_gave(dtype):
     with torch.inference_mode():
         found = Products(one=native if dtype is torch.bfloat16 else onednn).add(y.clone(), x, b)
     torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=1e-5 if dtype is torch.float32 else 3e-2)
+
+
+def test_the_switch_of_onednn_is_left_as_it_was_found_and_kernels_are_chosen_while_it_is_off(monkeypatch):
+    assert torch._C._get_mkldnn_enabled()
+    monkeypatch.setattr(product, "LARGE_BYTES", 0)
+    chosen = []
+    monkeypatch.setattr(product, "_faster", lambda other, *_: chosen.append(other) or other)
+    with product._WITHOUT_ONEDNN, product._WITHOUT_ONEDNN:  # as by two threads
+        assert not torch._C._get_mkldnn_enabled()
+        choose_products([torch.zeros(1024, 1024)])
+    assert chosen == [onednn] * 2
+    assert torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with product._WITHOUT_ONEDNN:
+            pass
+        assert not torch._C._get_mkldnn_enabled()
+        assert choose_products([torch.zeros(1024, 1024)]) == Products()
+    finally:
+        torch._C._set_mkldnn_enabled(True)

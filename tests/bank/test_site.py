@@ -8,15 +8,14 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from coarse import coarsen
+from kernels import on_cpu
 from laws.cases import MIXED, assert_close, case
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from lmoe_cli.bank.fused import launch, ops
 from lmoe_cli.engine.build import start
 from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.recipe import Recipe
-
-pytest.importorskip("triton", reason="Triton is not installed")
 
 
 @pytest.fixture
@@ -31,8 +30,7 @@ def calls(monkeypatch):
 
 @pytest.fixture
 def by_kernels(monkeypatch):
-    coarsen(monkeypatch)
-    monkeypatch.setattr(launch, "is_available", lambda _: True)
+    on_cpu(monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -125,4 +123,20 @@ def test_compiled_code_calls_the_kernels(by_kernels):
             engine.set_weights(weights)
             assert_close(compiled(input_ids=tiny.tokens(1, 2)).logits, engine.logits(tiny.tokens(1, 2)))
     assert len(seen) == 8
+    torch._dynamo.reset()
+
+
+def test_compiled_code_takes_gates_that_each_token_brings(by_kernels):
+    torch._dynamo.reset()
+    engine = case("llama", "lora").engine(MIXED)
+    token = tiny.tokens(1, 1)
+    counter = CompileCounterWithBackend("eager")
+    with torch.inference_mode():
+        compiled = torch.compile(engine.model, backend=counter, fullgraph=True)
+        for gates in ([0.7, -0.4], [0.0, 1.3], [2.0, 0.0]):
+            engine.set_gates(torch.tensor(gates)[None, None])
+            found = compiled(input_ids=token).logits
+            engine.set_weights(dict(zip(MIXED, gates, strict=True)))
+            assert_close(found, engine.logits(token))
+    assert counter.frame_count == 1
     torch._dynamo.reset()

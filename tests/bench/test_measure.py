@@ -6,6 +6,7 @@ import gc
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny
@@ -14,6 +15,7 @@ import torch
 from laws.cases import case
 from safetensors.torch import load_file
 
+from bench.small import SMALL
 from lmoe_cli.bank.bank import Bank
 from lmoe_cli.bench import variants
 from lmoe_cli.bench.measure import WARM_UP, measure, step_bytes
@@ -22,9 +24,6 @@ from lmoe_cli.bench.synthetic import KINDS, fill, quantize, synthetic_bank, synt
 from lmoe_cli.bench.work import Decode, Prefill
 from lmoe_cli.engine.build import start
 from lmoe_cli.errors import UsageError
-
-SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-SMALL |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512, "tie_word_embeddings": True}
 
 
 @pytest.fixture
@@ -109,13 +108,13 @@ def test_experts_of_every_kind_compute_what_their_deltas_add_to_the_base(model, 
     y = layer.base(x)
     start, stop = layer.shared.bounds[layer.member]
     expected = y + x @ ((layer.b.matrix / 3) @ layer.shared.a[start:stop]).T
-    if kind == "dora":
+    if kind in ("dora", "all"):
         expected = expected + y * layer.row.stack.sum(0) / 3
-    if kind == "bias":
+    if kind in ("bias", "all"):
         expected = expected + layer.shift.stack.sum(0) / 3
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
     ranks = {rank for _, rank in layer.shared.layout}
-    assert ranks == ({2, 4, 6} if kind == "mixed" else {4})
+    assert ranks == ({2, 4, 6} if kind in ("mixed", "all") else {4})
 
 
 def test_a_prompt_is_measured_with_the_share_of_arithmetic(model):
@@ -143,6 +142,17 @@ def test_what_is_compiled_is_what_is_measured_and_the_base_is_left_as_it_was(mod
     assert rows[0].ratio_to_base == 1.0
     assert calls == [torch.Size([2, 1])] * 3 * (2 + WARM_UP)
     assert model.forward == forward
+
+
+def test_steps_with_a_norm_that_experts_change_are_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    engine = case("llama", "saved_norm").engine({"one": 0.5, "two": 0.5})
+    ways = [variants.base(), variants.of_engine(engine, 1), variants.of_engine(engine, 2)]
+    model = engine.detach()
+    rows = measure(model, [variants.compiled(model, way) for way in ways], Decode(1, 4, 3, is_static=True), 1)
+    assert [row.experts for row in rows] == [0, 1, 2]
+    torch._dynamo.reset()
 
 
 def test_a_planted_slowdown_of_a_fifth_is_seen(model):

@@ -165,8 +165,8 @@ def test_what_is_baked_answers_as_the_session_did(tinymage, tmp_path):
     engine = load(tinymage, device="cpu")
     folder = tmp_path / "out"
 
-    def bake(loadout, out, advance):
-        bake_model(loadout, out, advance=advance)
+    def bake(loadout, out, advance, force):
+        bake_model(loadout, out, advance=advance, force=force)
         return "done"
 
     talk = Session(engine, Outside(refuse, bake))

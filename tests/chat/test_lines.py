@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from lmoe_cli.chat.bar import weights_bar
-from lmoe_cli.chat.lines import Lines, printable, wrap
+from lmoe_cli.chat.lines import Lines, printable
 
 
 def shown(text, width):
@@ -27,7 +27,7 @@ def test_blank_lines_and_indents_stay():
 
 
 def test_wide_characters_take_two_columns():
-    assert wrap("漢字漢字", 5) == ["漢字", "漢字"]
+    assert shown("漢字漢字", 5) == ["漢字", "漢字"]
 
 
 def test_nothing_a_model_says_steers_the_terminal():

@@ -76,6 +76,28 @@ def test_solo_of_an_expert_at_zero_gives_it_weight_one(mixer):
     mixer.turn({"mage": 0.0})
     mixer.solo("mage")
     assert mixer.weights["mage"] == 1.0
+    mixer.solo("warrior")
+    mixer.solo("mage")
+    assert mixer.weights == {"warrior": 0.0, "mage": 1.0, "healer": 0.0}
+    mixer.restore()
+    assert mixer.weights == RECIPE | {"mage": 0.0}
+
+
+def test_an_expert_that_acts_at_one_only_when_alone_is_muted_by_base_and_comes_back_at_zero(mixer):
+    mixer.turn({"mage": 0.0})
+    mixer.solo("mage")
+    assert mixer.base()
+    assert mixer.weights == dict.fromkeys(RECIPE, 0.0)
+    assert not mixer.base()
+    assert mixer.weights == RECIPE | {"mage": 0.0}
+
+
+def test_a_weight_that_is_turned_while_an_expert_is_alone_stays(mixer):
+    mixer.turn({"mage": 0.0})
+    mixer.solo("mage")
+    mixer.turn({"mage": 0.6})
+    mixer.restore()
+    assert mixer.weights == RECIPE | {"mage": 0.6}
 
 
 def test_mute_twice_changes_nothing(mixer):

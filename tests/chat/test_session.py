@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import weakref
+from pathlib import Path
+
 import pytest
 
 from chat.fakes import FakeEngine, session
@@ -189,6 +192,38 @@ def test_another_loadout_takes_the_conversation_over():
     assert texts(talk.answer("two")) == "Heal !"
     assert other.asked == [["one", SPOKEN, "two"]]
     assert talk.mixer.names == ("cleric",)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_no_room_for_another_loadout_leaves_the_old_one(error):
+    def load(path):
+        raise error
+
+    talk = session(load=load)
+    with pytest.raises(ResourceError, match=r"other\.yaml"):
+        talk.load(Path("other.yaml"))
+    assert texts(talk.answer("one")) == SPOKEN
+
+
+def test_nothing_of_the_loadout_before_is_held():
+    talk = session(load=lambda path: (FakeEngine("Heal !"), []))
+    list(talk.answer("one"))
+    held = weakref.ref(talk.engine)
+    talk.load("other.yaml")
+    assert held() is None
+
+
+def test_no_room_to_route_a_prompt_is_told_and_forgets_nothing_that_was_said(monkeypatch):
+    talk = session()
+    list(talk.answer("one"))
+
+    def stream(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(talk.engine, "stream", stream)
+    with pytest.raises(ResourceError):
+        list(talk.answer("two"))
+    assert [exchange.user for exchange in talk.exchanges] == ["one"]
 
 
 def test_a_loadout_that_is_refused_leaves_the_old_one():

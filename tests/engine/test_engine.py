@@ -40,6 +40,18 @@ def test_gates_do_not_turn_while_a_token_is_computed():
     assert engine.blend != blend
 
 
+def test_keys_and_values_of_the_base_are_not_used_again_once_it_is_folded():
+    engine = case("llama", "lora").engine({"one": 0.7})
+    values, tokens = engine.key_values(), tiny.tokens()[0].tolist()
+    engine.detach()
+    with engine.still() as blend:
+        values.logits(tokens, blend)
+    engine.fold()
+    with engine.still() as blend:
+        found = values.logits([*tokens, 1], blend)
+        assert torch.equal(found, engine.key_values().logits([*tokens, 1], blend))
+
+
 def test_folding_folds_the_weights_also_where_rows_had_gates_of_their_own():
     engine = case("llama", "lora").engine({"one": 0.6})
     expected = engine.logits(tiny.tokens())

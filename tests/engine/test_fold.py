@@ -14,6 +14,7 @@ import torch
 from laws.cases import assert_close, case
 from safetensors.torch import load_file, save_file
 
+from lmoe_cli.engine import fold
 from lmoe_cli.engine.build import start
 from lmoe_cli.errors import NotFoundError
 from lmoe_cli.loadout.loadout import resolve
@@ -68,6 +69,45 @@ def test_unfolding_that_failed_is_finished_by_the_next_one(tmp_path):
     assert engine.is_folded
     (tmp_path / "away").rename(tmp_path / "base" / "model.safetensors")
     engine.unfold()
+    after = engine.detach().state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_nothing_is_computed_with_a_base_that_is_unfolded_in_part(tmp_path):
+    own = case("llama", "lora")
+    shutil.copytree(own.base, tmp_path / "base")
+    engine = start(replace(own, base=tmp_path / "base").loadout({"one": 0.6}), device="cpu", dtype="bfloat16")
+    live = engine.logits(tiny.tokens())
+    engine.fold()
+    (tmp_path / "base" / "model.safetensors").rename(tmp_path / "away")
+    with pytest.raises(NotFoundError), engine.alone():
+        pass
+    for act in (lambda: engine.logits(tiny.tokens()), engine.fold):
+        with pytest.raises(NotFoundError):
+            act()
+    (tmp_path / "away").rename(tmp_path / "base" / "model.safetensors")
+    assert torch.equal(engine.logits(tiny.tokens()), live)
+
+
+@pytest.mark.parametrize("at", [1, 5])
+def test_a_fold_that_is_interrupted_in_the_middle_of_a_matrix_leaves_the_base_as_it_was(monkeypatch, at):
+    engine = start(case("llama", "lora").loadout({"one": 0.6}), device="cpu", dtype="bfloat16")
+    live, before = engine.logits(tiny.tokens()), state(engine.detach())
+    engine.attach()
+    calls = itertools.count(1)
+
+    def interrupted(tree, parts, weight, out):
+        if next(calls) == at:
+            out[: len(out) // 2] = 7.0
+            raise KeyboardInterrupt
+        write(tree, parts, weight, out)
+
+    write = fold._write
+    monkeypatch.setattr(fold, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.fold()
+    assert not engine.is_folded
+    assert torch.equal(engine.logits(tiny.tokens()), live)
     after = engine.detach().state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 

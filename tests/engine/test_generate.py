@@ -9,6 +9,7 @@ import torch
 
 from lmoe_cli.engine.generate import Generation
 from lmoe_cli.engine.sampling import Sampling
+from lmoe_cli.errors import LmoeError
 
 END = 9
 WORDS = {0: "he", 1: "l", 2: "lo", 3: " ST", 4: "OP", 5: "!", 6: b"\xe2\x82", 7: b"\xac", 8: "\ufffd"}
@@ -48,6 +49,23 @@ def answered(*tokens, stop=(), most=20):
 def test_the_token_that_ends_a_turn_is_not_said():
     found = answered(0, 1, 2, END)
     assert (found.text, found.said, found.new) == ("hello", [0, 1, 2], [0, 1, 2, END])
+
+
+def test_values_that_are_no_numbers_are_not_used_again():
+    class Broken(Script):
+        cleared = False
+
+        def logits(self, tokens, blend):
+            return torch.full((10,), torch.nan)
+
+        def clear(self):
+            self.cleared = True
+
+    values = Broken([])
+    with pytest.raises(LmoeError) as refused:
+        list(Generation(values, [0], Sampling(), still, decode, frozenset([END]), 100))
+    assert refused.value.code == "logits-not-finite"
+    assert values.cleared
 
 
 def test_the_longest_answer_is_said_to_its_last_token():

@@ -11,6 +11,7 @@ import torch
 import yaml
 from commands import lmoe
 from data.made import said, written
+from laws.cases import MIXED, case
 
 from evaluate.made import adapter, domain, loadout, nats_of, opened, spoken_base
 from lmoe_cli.evaluate import groups
@@ -41,6 +42,22 @@ def test_one_weight_ends_in_the_valley_where_it_began_by_peft(tmp_path):
     start, there, left, right = by_peft(talks.cases, [1.0, found, found - 0.05, found + 0.05])
     assert there < min(left, right)
     assert there < start - 0.05
+
+
+@pytest.mark.parametrize(("arch", "variant"), [("llama", "saved_norm"), ("gpt2", "bias"), ("qwen3_moe", "gate")])
+def test_weights_have_the_gradient_of_all_that_an_expert_changes(arch, variant):
+    engine = case(arch, variant).engine(MIXED)
+
+    def loss(weights):
+        engine.bank.gates.set(weights)
+        return engine.model(input_ids=tiny.tokens()).logits.log_softmax(-1)[..., 3].sum()
+
+    weights = torch.tensor(list(MIXED.values()), requires_grad=True)
+    (slope,) = torch.autograd.grad(loss(weights), weights)
+    with torch.no_grad():
+        steps = 1e-2 * torch.eye(2)
+        measured = torch.stack([(loss(weights + step) - loss(weights - step)) / 2e-2 for step in steps])
+    torch.testing.assert_close(slope, measured, rtol=0.02, atol=1e-3)
 
 
 def test_domains_count_the_same_however_long_they_are(tmp_path):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from coarse import coarsen
+from kernels import on_cpu
 
 from laws import cases
 from lmoe_cli.bank import bank, product, shared
-from lmoe_cli.bank.fused import launch
 from lmoe_cli.engine import build, compiled
 from lmoe_cli.engine.base_model import load_model
 from lmoe_cli.engine.engine import Engine
@@ -84,10 +82,7 @@ def path(request, monkeypatch):
         monkeypatch.setattr(bank, "choose_products", lambda _: product.Products(product.onednn, product.onednn))
         monkeypatch.setattr(shared, "is_worth", lambda *_: True)
     if request.param == "fused":
-        if find_spec("triton") is None:
-            pytest.skip("Triton is not installed")
-        coarsen(monkeypatch)
-        monkeypatch.setattr(launch, "is_available", lambda _: True)
+        on_cpu(monkeypatch)
     if request.param == "compiled":
         torch._dynamo.reset()
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

@@ -213,6 +213,20 @@ def test_another_blend_in_the_next_turn_gives_the_answer_of_a_fresh_session():
     assert torch.equal(found, engine.key_values().logits(engine.encode(TALK), engine.blend))
 
 
+def test_answers_by_turns_are_each_computed_under_what_was_routed_for_them():
+    engine = engine_of()
+    short = engine.sampling.with_(max_new_tokens=6, temperature=0)
+    alone = [[piece.token for piece in engine.stream(prompt, short)] for prompt in (FIGHT, SICK)]
+    by_turns = [engine.stream(prompt, short) for prompt in (FIGHT, SICK)]
+    found = [[], []]
+    for pieces in zip(*by_turns, strict=False):
+        for own, piece in zip(found, pieces, strict=True):
+            own.append(piece.token)
+    length = len(found[0])
+    assert found == [tokens[:length] for tokens in alone]
+    assert length > 2
+
+
 def test_keep_goes_on_with_keys_and_values_of_the_blend_before():
     engine = engine_of(on_change="keep")
     values = engine.key_values()
