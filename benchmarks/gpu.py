@@ -16,6 +16,7 @@ from benchmarks.table import at_least, markdown
 if TYPE_CHECKING:
     from torch import nn
 
+    from lmoe_cli.bank.bank import Bank
     from lmoe_cli.bench.variants import Variant
     from lmoe_cli.bench.work import Work
 
@@ -105,16 +106,17 @@ def _tables(model: nn.Module) -> Iterator[tuple[str, Sequence[Variant], Work, in
     from lmoe_cli.bench import synthetic, variants
     from lmoe_cli.bench.work import Decode, Prefill
 
-    # The gates of the last two turn from step to step, and stay as they were turned last.
-    banks = [synthetic.synthetic_bank(model, number, RANK, torch.bfloat16) for number in (*EXPERTS, *EXPERTS[-1:] * 2)]
-    *banks, of_tokens, of_rows = banks
+    def bank(experts: int) -> Bank:
+        return synthetic.synthetic_bank(model, experts, RANK, torch.bfloat16)
+
+    banks = [bank(number) for number in EXPERTS]
     largest = banks[-1]
     plain = [variants.base(), *(variants.blend(model, bank) for bank in banks)]
     steps = Decode(1, 32, 32, is_static=True)
     yield COMPILED, [variants.compiled(model, way) for way in plain], steps, 9
-    each = variants.blend(model, of_tokens, variants.Gating(of_tokens=True))
+    each = variants.blend(model, bank(EXPERTS[-1]), variants.Gating(of_tokens=True))
     yield TOKENS, [variants.compiled(model, way) for way in (variants.base(), each)], steps, 9
-    many, own = Decode(32, 32, 16, is_static=True), variants.blend(model, of_rows, variants.Gating())
+    many, own = Decode(32, 32, 16, is_static=True), variants.blend(model, bank(EXPERTS[-1]), variants.Gating())
     yield ROWS, [variants.compiled(model, way) for way in (variants.base(), own)], many, 9
     peft = variants.peft(model, variants.random_adapters(EXPERTS[-1], RANK))
     yield PROMPT, [*plain, peft], Prefill(1, 2048), 9

@@ -93,6 +93,8 @@ class BlendedModule(Blended):
 
     def unroll(self) -> None:
         """Make ready for gates that are no numbers, but traced or with a gradient: what each expert changes, whole."""
+        if self._changes:
+            return
         ones = torch.eye(self.gates.count)[self._order.tolist()].tolist()
         for name in self._names():
             parameter = getattr(self.base, name).detach()
@@ -106,10 +108,9 @@ class BlendedModule(Blended):
         return blended.to(parameter.dtype)
 
     def _parameters_at(self, row: int) -> Mapping[str, Tensor]:
-        if torch.compiler.is_compiling():
-            return {name: self._summed(name, row) for name in self._names()}
-        if self.gates.values.requires_grad:
-            if not self._changes:
+        is_compiling = torch.compiler.is_compiling()
+        if is_compiling or self.gates.values.requires_grad:
+            if not is_compiling:
                 self.unroll()
             return {name: self._summed(name, row) for name in self._names()}
 

@@ -31,6 +31,7 @@ from lmoe_cli.loadout.write import moved, recipe_text, with_weights
 
 Message = dict[str, str]
 ON_CHANGE = ("recompute", "keep")
+LONG = "not enough memory for a conversation this long"
 CONTINUES = "the base has no chat template: it continues the text as it is"
 
 
@@ -136,7 +137,7 @@ class Session:
         yield told
 
     def _stream(self, messages: list[Message], sampling: Sampling, values: KeyValues) -> Generator[Event, None, Answer]:
-        with _in_memory(values):
+        with _in_memory(LONG, "/clear, or /undo", values.clear):
             generation = self.generation = self.engine.stream(messages, sampling, values)
         finish: Finish | Literal["interrupted"] = "interrupted"
         say = Say(self.engine) if self.shows_route else None
@@ -144,7 +145,7 @@ class Session:
             self._told_letters = True
             yield Letters(say.names)
         told = 0
-        with _in_memory(values):
+        with _in_memory(LONG, "/clear, or /undo", values.clear):
             for piece, leader in say.followed(generation) if say else ((piece, None) for piece in generation):
                 if piece.text:
                     told += len(piece.text)
@@ -257,13 +258,8 @@ class Session:
         Returns:
             What its check found.
         """
-        try:
+        with _in_memory(f"{path}: not enough memory for two loadouts at once", "leave, and start with that one"):
             engine, findings = self._outside.load(path)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            message = f"{path}: not enough memory for two loadouts at once"
-            raise ResourceError("out-of-memory", message, hint="leave, and start with that one") from error
         self._use(engine)
         gc.collect()  # the engine before has cycles, and much memory
         return findings
@@ -283,8 +279,13 @@ class Session:
 
 
 @contextmanager
-def _in_memory(values: KeyValues) -> Iterator[None]:
-    """Tell it where there is not enough memory, and forget what is half computed then.
+def _in_memory(message: str, hint: str, forget: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Tell it where there is not enough memory.
+
+    Args:
+        message: For the user.
+        hint: What to do.
+        forget: Drops what is half computed then.
 
     Raises:
         ResourceError: There is not.
@@ -294,6 +295,5 @@ def _in_memory(values: KeyValues) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        values.clear()
-        message = "not enough memory for a conversation this long"
-        raise ResourceError("out-of-memory", message, hint="/clear, or /undo") from error
+        forget()
+        raise ResourceError("out-of-memory", message, hint=hint) from error

@@ -65,17 +65,14 @@ class _Part:
     change: Update | None
 
 
-def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float], folded: Folded | None = None) -> Folded:
+def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float], folded: Folded) -> None:
     """Fold a blend into a loaded base. What stops half-way is taken back.
 
     Args:
         model: The base, without a bank on it.
         loadout: Its files are on this machine.
         weights: Expert's name → weight.
-        folded: Takes note of what is done, for the case that taking it back fails, too; a new one when None.
-
-    Returns:
-        What undoes it.
+        folded: Takes note of what is done, and undoes it; also where taking back fails half-way.
 
     Raises:
         UsageError: The base is quantised, or its weights in memory are not those of its files.
@@ -92,7 +89,6 @@ def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float], folde
     for target, place in places.items():
         together.setdefault((place.module, place.parameter, place.index), []).append(target)
     mapped = Mapped()
-    folded = Folded() if folded is None else folded
     try:
         with open_terms(loadout) as terms, _reader(loadout) as reader:
             for targets in together.values():
@@ -111,7 +107,6 @@ def fold(model: nn.Module, loadout: Loadout, weights: Mapping[str, float], folde
         folded.unfold()
         raise
     folded.is_whole = True
-    return folded
 
 
 def _part(tree: Tree, terms: Terms, target: Target, place: Location, gates: Sequence[float]) -> _Part:
