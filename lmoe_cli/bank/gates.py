@@ -62,7 +62,8 @@ class Gates:
         """Goes up whenever the gates change."""
         self._active: frozenset[int] = frozenset()
         self._is_any_active = False
-        self._owned: dict[tuple[Hashable, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._owners: dict[tuple[Hashable, torch.dtype], Tensor] = {}
+        self._owned: dict[tuple[Hashable, torch.dtype], Tensor] = {}
         self._derived: dict[Hashable, Any] = {}
 
     def set(self, values: Tensor | Sequence[Any]) -> None:
@@ -86,12 +87,13 @@ class Gates:
             self._derived.clear()
             if new.shape == self.values.shape and not (new.requires_grad or self.values.requires_grad):
                 self.values.copy_(new)
-                for owner, coefficients in self._owned.values():
-                    coefficients.copy_(self.values[..., owner])
+                for key, coefficients in self._owned.items():
+                    coefficients.copy_(self.values[..., self._owners[key]])
             else:
                 self.values = new.to(self.values.device)
-                for (layout, dtype), (owner, _) in self._owned.items():
-                    self._owned[layout, dtype] = (owner, self.values.detach()[..., owner].to(dtype))
+                self._owned.clear()
+                if not (new.requires_grad or self.are_of_many_tokens):
+                    self._owned.update({key: self._spread_over(owner, key[1]) for key, owner in self._owners.items()})
 
     @property
     def rows(self) -> int:
@@ -102,6 +104,11 @@ class Gates:
     def are_of_tokens(self) -> bool:
         """Whether each token has gates of its own."""
         return self.values.dim() == 3
+
+    @property
+    def are_of_many_tokens(self) -> bool:
+        """Whether there are gates for each token of a prompt: as many numbers as an activation has."""
+        return self.are_of_tokens and self.values.shape[1] > 1
 
     @property
     def are_same(self) -> bool:
@@ -132,6 +139,10 @@ class Gates:
     def coefficients(self, layout: Hashable, owner: Tensor, dtype: torch.dtype) -> Tensor:
         """The gate of the expert that owns each row of a stacked A.
 
+        Kept, and from now on rewritten in its place whenever gates of the same shape are set, so that compiled code
+        finds it; those of a prompt's tokens are made whenever they are asked for, since experts that are computed one
+        by one do not need them.
+
         Args:
             layout: Equal for stacks whose rows belong to the same experts in the same order.
             owner: Expert of each row, (R,), int64.
@@ -140,13 +151,19 @@ class Gates:
         Returns:
             As `values`, with R in place of E.
         """
-        if self.values.requires_grad:
-            return self.values[..., owner].to(dtype)
-        found = self._owned.get((layout, dtype))
+        key = (layout, dtype)
+        if key not in self._owners:
+            self._owners[key] = owner
+        if self.values.requires_grad or self.are_of_many_tokens:
+            return self._spread_over(owner, dtype)
+        found = self._owned.get(key)
         if found is None:
             with torch.inference_mode(False):  # to be written to by `set`, outside of any such mode
-                found = self._owned[layout, dtype] = (owner, self.values[..., owner].to(dtype))
-        return found[1]
+                found = self._owned[key] = self._spread_over(owner, dtype)
+        return found
+
+    def _spread_over(self, owner: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.values[..., owner].to(dtype)
 
     def combine(self, key: Hashable, experts: Tensor, vectors: Tensor) -> Tensor:
         """The gated sum of one vector per expert.

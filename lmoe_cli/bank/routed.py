@@ -10,11 +10,10 @@ and values stay valid.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from lmoe_cli.bank.gates import Gates, in_force
@@ -109,12 +108,6 @@ class RoutedGates(Gates):
                 return super().chosen()
             gates = gates * self._turned.view(-1)[experts]
         return experts.flatten(0, -2), gates.flatten(0, -2)
-
-    def coefficients(self, layout: Hashable, owner: Tensor, dtype: torch.dtype) -> Tensor:
-        """See `Gates.coefficients`. Those of many tokens are as large as activations, and not kept."""
-        if self.values.numel() > self.count:
-            return self.values[..., owner].to(dtype)
-        return super().coefficients(layout, owner, dtype)
 
     def _look_at_knobs(self) -> None:
         knobs = self._knobs

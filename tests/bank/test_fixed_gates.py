@@ -47,13 +47,13 @@ def test_a_step_does_not_look_at_gates_that_were_looked_at(variant, tokens):
 def test_a_turn_writes_into_the_memory_that_is_read():
     engine = case("qwen3", "lora").engine(MIXED)
     gates = engine.bank.gates
-    places = {key: kept.data_ptr() for key, (_, kept) in gates._owned.items()}
+    places = {key: kept.data_ptr() for key, kept in gates._owned.items()}
     values = gates.values.data_ptr()
     engine.set_weights({"one": 0.25, "two": -1.0})
     assert gates.values.data_ptr() == values
-    assert {key: kept.data_ptr() for key, (_, kept) in gates._owned.items()} == places
-    owner, kept = next(iter(gates._owned.values()))
-    assert torch.equal(kept[0], torch.tensor([0.25, -1.0])[owner])
+    assert {key: kept.data_ptr() for key, kept in gates._owned.items()} == places
+    key, kept = next(iter(gates._owned.items()))
+    assert torch.equal(kept[0], torch.tensor([0.25, -1.0])[gates._owners[key]])
 
 
 def test_a_turn_takes_no_longer_than_a_millisecond():

@@ -176,18 +176,29 @@ def test_memory_of_the_sparse_way_does_not_grow_with_the_experts_that_rest(monke
     )
     values = torch.zeros(1, tokens, count)
     values[:, :, :2] = 0.5
-    gates.set(values)
     x = torch.randn(1, tokens, width)
     largest, found = {}, {}
     for is_sparse in (True, False):
         monkeypatch.setattr(shared, "is_worth", lambda *_, way=is_sparse: way)
-        layer(x)  # what depends on the gates alone is computed once
         with torch.inference_mode(), Watch() as watch:
+            gates.set(values)
             found[is_sparse] = layer(x)
         largest[is_sparse] = watch.largest
     torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-4)
-    assert largest[True] <= tokens * width
+    assert largest[True] == tokens * count  # the gates themselves
     assert largest[False] == tokens * count * rank
+
+
+def test_rows_of_a_stack_have_the_gates_of_a_step_after_those_of_a_prompt():
+    gates, owner = Gates(2), torch.tensor([0, 0, 1])
+    prompt = torch.rand(1, 5, 2)
+    gates.set(prompt)
+    assert torch.equal(gates.coefficients("stack", owner, torch.float64), prompt[..., owner].double())
+    gates.set([0.5, 2.0])
+    kept = gates._owned["stack", torch.float64]  # where compiled code looks for it, which cannot make it
+    assert gates.coefficients("stack", owner, torch.float64) is kept
+    gates.set([1.0, 3.0])
+    assert kept.tolist() == [[1.0, 1.0, 3.0]]
 
 
 def test_the_rule_takes_few_of_many_experts_alone_and_most_of_them_together():
