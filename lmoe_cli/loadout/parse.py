@@ -54,7 +54,7 @@ def parse_as(model: type[Model], document: text.Document, code: str, kind: str) 
     """
     if not isinstance(document.data, dict):
         where = f"{document.name}:1:1"
-        found = [finding(code, where, f"{where}: {kind} is a mapping with 'base' and 'experts'")]
+        found = [finding(code, where, f"{where}: {kind} is a mapping with 'base' and 'experts'", text.SCHEMA)]
         raise RefusedError(f"{document.name}: not {kind}", found, exit_code=2)
     try:
         return model.model_validate(document.data)
@@ -82,6 +82,7 @@ def _told(
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
     elif kind == "missing":
         message = f"{'.'.join(str(part) for part in path[:-1]) or a_kind.replace('a ', 'the ')} needs '{path[-1]}'"
+        hint = text.SCHEMA
     elif kind in ("literal_error", "union_tag_invalid"):
         expected = item["ctx"].get("expected") or item["ctx"].get("expected_tags", "")
         seen = item["input"].get("type") if isinstance(item["input"], dict) else item["input"]

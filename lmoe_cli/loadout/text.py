@@ -18,6 +18,8 @@ from lmoe_cli.findings import RefusedError, finding
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
+SCHEMA = "`lmoe schema loadout` and `lmoe schema train` print what such files hold"
+SYNTAX = "look at this line and the one before: brackets and quotes close, and spaces indent, not tabs"
 
 INTEGER = re.compile(r"[-+]?[0-9]+\Z")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
@@ -66,17 +68,17 @@ def parse_yaml(text: bytes, name: str) -> Document:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     reader = _Reader(name)
     if len(text) > MAX_BYTES:
-        reader.fail(Place(1, 1), f"{len(text)} bytes, at most {MAX_BYTES}")
+        reader.fail(Place(1, 1), f"{len(text)} bytes, at most {MAX_BYTES}", "name a recipe, not a file of data")
     try:
         return reader.document(yaml.parse(text.decode("utf-8-sig"), Loader=loader))
     except UnicodeDecodeError as error:
-        reader.fail(Place(1, 1), f"byte {error.start} is not UTF-8")
+        reader.fail(Place(1, 1), f"byte {error.start} is not UTF-8", "save the file as UTF-8")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
-        reader.fail(place, (error.problem or error.context or "not YAML").strip())
+        reader.fail(place, (error.problem or error.context or "not YAML").strip(), SYNTAX)
     except yaml.YAMLError as error:
-        reader.fail(Place(1, 1), " ".join(str(error).split())[:160])
+        reader.fail(Place(1, 1), " ".join(str(error).split())[:160], SYNTAX)
 
 
 class _Reader:
@@ -87,33 +89,32 @@ class _Reader:
         self.keys: dict[Path, Place] = {}
         self.values: dict[Path, Place] = {}
 
-    def fail(self, place: Place, reason: str) -> NoReturn:
+    def fail(self, place: Place, reason: str, hint: str) -> NoReturn:
         where = f"{self.name}:{place.line}:{place.column}"
-        raise RefusedError(
-            f"{self.name}: not readable", [finding("yaml-invalid", where, f"{where}: {reason}")], exit_code=2
-        )
+        found = finding("yaml-invalid", where, f"{where}: {reason}", hint)
+        raise RefusedError(f"{self.name}: not readable", [found], exit_code=2)
 
     def document(self, events: Iterator[yaml.Event]) -> Document:
         next(events)  # the start of the stream
         first = next(events)
         if isinstance(first, yaml.StreamEndEvent):
-            self.fail(Place(1, 1), "the file is empty")
+            self.fail(Place(1, 1), "the file is empty", SCHEMA)
         data = self.value(next(events), events, ())
         next(events)  # the end of the document
         if not isinstance(second := next(events), yaml.StreamEndEvent):
-            self.fail(_place(second), "a second document begins")
+            self.fail(_place(second), "a second document begins", "write it to a file of its own")
         return Document(self.name, data, self.keys, self.values)
 
     def value(self, event: yaml.Event, events: Iterator[yaml.Event], path: Path) -> Any:
         place = _place(event)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            self.fail(place, "anchors and aliases are not read")
+            self.fail(place, "anchors and aliases are not read", "write the value out in each place")
         if tag := getattr(event, "tag", None):
-            self.fail(place, f"tags such as {tag} are not read")
+            self.fail(place, f"tags such as {tag} are not read", "leave it out; quotes make text of a value")
         if len(self.values) >= MAX_VALUES:
-            self.fail(place, f"more than {MAX_VALUES} values")
+            self.fail(place, f"more than {MAX_VALUES} values", "name a recipe, not a file of data")
         if len(path) > MAX_DEPTH:
-            self.fail(place, f"nested deeper than {MAX_DEPTH}")
+            self.fail(place, f"nested deeper than {MAX_DEPTH}", SCHEMA)
         self.values[path] = place
         if isinstance(event, yaml.MappingStartEvent):
             return self.mapping(events, path)
@@ -130,12 +131,12 @@ class _Reader:
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             place = _place(event)
             if not isinstance(event, yaml.ScalarEvent) or event.anchor or event.tag:
-                self.fail(place, "keys must be plain words")
+                self.fail(place, "keys must be plain words", "quote what begins with one of & * ! [ {")
             key = event.value
             if key == "<<":
-                self.fail(place, "merge keys are not read")
+                self.fail(place, "merge keys are not read", "write the keys out in each place")
             if key in found:
-                self.fail(place, f"the key '{key}' stands twice")
+                self.fail(place, f"the key '{key}' stands twice", "keep one of the two")
             self.keys[*path, key] = place
             found[key] = self.value(next(events), events, (*path, key))
         return found
@@ -149,7 +150,7 @@ class _Reader:
             if FLOAT.match(text):
                 return float(text)
         if text.lower().lstrip("+-") in (".inf", ".nan"):
-            self.fail(place, f"{text} is not a number a recipe can hold")
+            self.fail(place, f"{text} is not a number a recipe can hold", "write a finite one")
         return text
 
 

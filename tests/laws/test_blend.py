@@ -10,6 +10,8 @@ import torch
 
 from laws.cases import ARCHITECTURES, CASES, MIXED, alone, assert_close, base, case, mixed, summed
 
+pytestmark = pytest.mark.usefixtures("path")
+
 
 @pytest.mark.parametrize(("arch", "variant"), CASES)
 def test_one_expert_at_weight_1_is_that_adapter_in_peft(arch, variant):

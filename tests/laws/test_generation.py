@@ -10,6 +10,8 @@ from laws.cases import ARCHITECTURES, MIXED, case
 from lmoe_cli.engine.generate import Generation
 from lmoe_cli.engine.sampling import Sampling
 
+pytestmark = pytest.mark.usefixtures("path")
+
 
 def ours(engine, prompt, sampling):
     generation = Generation(engine.key_values(), prompt, sampling, engine.still, lambda tokens: "", frozenset(), 64)

@@ -15,6 +15,8 @@ from lmoe_cli.engine.build import start
 from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("path")
+
 NAMES = {
     "qwen3_moe": ("mlp.experts", ("gate_proj", "up_proj", "down_proj")),
     "mixtral": ("block_sparse_moe.experts", ("w1", "w3", "w2")),

@@ -118,6 +118,24 @@ def test_what_is_no_recipe_is_told_in_one_line(tmp_path, content, reason):
     assert all(message.startswith("recipe.yaml:") for message in found)
 
 
+@pytest.mark.parametrize(
+    ("content", "step"),
+    [
+        ("", "`lmoe schema"),
+        ("just words", "`lmoe schema"),
+        ("base: x", "`lmoe schema"),
+        ("base: x\nexperts:\n\ta: {adapter: y}", "spaces indent"),
+        ("base: a\nbase: b\nexperts: {}", "keep one"),
+        ("base: &anchor a", "write the value out"),
+        ("base: a\n---\nbase: b", "file of its own"),
+        ("base: x\nexpert: {}", "did you mean 'experts'"),
+        (b"base: \xff\xfe", "as UTF-8"),
+    ],
+)
+def test_what_is_no_recipe_is_told_with_a_next_step(tmp_path, content, step):
+    assert any(step in message.partition(" | ")[2] for message in told(tmp_path, content))
+
+
 def test_size_is_bounded_in_bytes_and_values_and_refused_quickly(tmp_path):
     with within(600):
         assert "values" in told(tmp_path, "\n".join(f"k{number}: 1" for number in range(100_000)))[0]
