@@ -245,12 +245,11 @@ def test_a_large_file_is_whole_whatever_its_file_system_says_to_advice(tmp_path,
         if is_refused:
             raise OSError(errno.EINVAL, "no advice here")
 
-    if is_refused:
-        monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(os, "posix_fadvise", advise)
     data = os.urandom(files.KEPT // 4 + 3)
     with files.NewFile(tmp_path / "large", hashed=True) as file:
         for _ in range(11):
             file.write(data)
     assert (tmp_path / "large").read_bytes() == data * 11
     assert file.sha256 == hashlib.sha256(data * 11).hexdigest()
-    assert len(asked) == (2 if is_refused else 0)
+    assert len(asked) >= 2

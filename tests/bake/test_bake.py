@@ -410,13 +410,15 @@ def _exact(loadout, folder):
     return folder / "exact"
 
 
-def test_the_bytes_do_not_depend_on_threads_either(tmp_path):
+def test_the_bytes_do_not_depend_on_threads_either(tmp_path, monkeypatch):
     """The last block of q_proj has seven rows: a product of few rows that threads split adds up in another order."""
     shape = {"hidden_size": 2560, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 52}
     base = tiny.save_base("qwen3", tmp_path / "base", num_attention_heads=8, num_key_value_heads=8, **shape)
     one = tiny.save_adapter(base, "lora", tmp_path / "one", rank=64)
     loadout = Case(base, one, one).loadout({"one": 0.7})
     digests, before = set(), torch.get_num_threads()
+    while_baking, scratch = set(), rows.scratch
+    monkeypatch.setattr(rows, "scratch", lambda *words: (while_baking.add(torch.get_num_threads()), scratch(*words))[1])
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
@@ -426,6 +428,7 @@ def test_the_bytes_do_not_depend_on_threads_either(tmp_path):
     finally:
         torch.set_num_threads(before)
     assert len(digests) == 1
+    assert while_baking == {1}
 
 
 def test_a_bake_of_several_files_stops_everywhere_when_it_is_interrupted(loadout, tmp_path):

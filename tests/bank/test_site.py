@@ -90,14 +90,15 @@ def test_few_experts_per_token_are_read_alone(by_kernels, calls, monkeypatch, sh
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(*shape, 6, generator=generator)
     gates = torch.zeros_like(values).scatter(-1, values.topk(2, dim=-1).indices, 0.6)
-    gates[0, 0, :] = 0.0  # a token that meets no expert
+    if shape[1] > 1:
+        gates[0, 0, :] = 0.0  # a token that meets no expert
     found = []
     for is_possible in (True, False):
         monkeypatch.setattr(launch, "is_available", lambda _, way=is_possible: way)
         engine = start(loadout, device="cpu", dtype="float32")
         engine.set_gates(gates + 0.0)
         found.append(engine.logits(tiny.tokens(*shape)))
-    assert set(calls) == {"grouped_chosen"} or shape == (1, 1)
+    assert set(calls) == {"grouped_chosen"}
     assert_close(found[0], found[1])
 
 

@@ -15,7 +15,7 @@ from laws.cases import assert_close, case
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmoe_cli.bank import shared, sparse, stacked
+from lmoe_cli.bank import shared, sparse
 from lmoe_cli.bank.delta import Delta, Term
 from lmoe_cli.bank.gates import Gates
 from lmoe_cli.bank.linear import BlendedLinear
@@ -75,11 +75,9 @@ def choose(shape, kept, seed=0):
     return torch.zeros_like(values).scatter(-1, chosen, values.gather(-1, chosen))
 
 
-@pytest.fixture(params=["dense", "sparse", "rule", "many"])
+@pytest.fixture(params=["dense", "sparse", "rule"])
 def way(request, monkeypatch):
-    if request.param == "many":
-        monkeypatch.setattr(stacked, "FEW", 1)
-    elif request.param != "rule":
+    if request.param != "rule":
         monkeypatch.setattr(shared, "is_worth", lambda *_: request.param == "sparse")
     return request.param
 

@@ -20,6 +20,7 @@ import torch
 import transformers
 from click.testing import CliRunner
 from commands import lmoe
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from lmoe_cli.cli.chat import EMBEDDED
 from lmoe_cli.cli.root import lmoe as command
@@ -242,9 +243,13 @@ class Terminal:
 
 
 def test_compiled_steps_say_the_same(place, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
     words = ("--loadout", place / "mix.yaml", "--device", "cpu", "--prompt", "Who are you?")
-    assert answer(*words, "--compile").stdout == answer(*words).stdout
+    plain = answer(*words).stdout
+    assert counter.frame_count == 0
+    assert answer(*words, "--compile").stdout == plain
+    assert counter.frame_count == 1
 
 
 def test_a_model_that_does_not_compile_is_refused_with_a_code(place, monkeypatch):

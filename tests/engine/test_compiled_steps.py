@@ -72,10 +72,16 @@ def test_what_an_interrupted_step_leaves_behind_is_not_used(compilations, monkey
     engine = start(case("llama", "lora").loadout(MIXED), device="cpu", dtype="float32", compiles=True)
     values, whole = engine.key_values(), text(20)
     values.logits(whole[:10], "blend")
-    monkeypatch.setattr(values, "_step", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        values.logits(whole[:11], "blend")
-    monkeypatch.undo()
+    step = values._step
+
+    def interrupted(**words):
+        step(**words)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(values, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            values.logits(whole[:11], "blend")
     expected = KeyValues(engine.model).logits(whole[:12], "blend")
     torch.testing.assert_close(values.logits(whole[:12], "blend"), expected, rtol=1e-4, atol=1e-4)
 
@@ -107,10 +113,10 @@ def test_a_machine_without_a_compiler_is_told(monkeypatch):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="machine code of the CPU needs a C++ compiler")
 def test_machine_code_gives_the_same_answer(engine_of_demo):
+    engine = engine_of_demo(compiles=True)
+    assert isinstance(engine.key_values(), compiled.CompiledKeyValues)
     plain = engine_of_demo(compiles=False).generate("A goblin blocks the bridge.", temperature=0, max_new_tokens=24)
-    assert (
-        engine_of_demo(compiles=True).generate("A goblin blocks the bridge.", temperature=0, max_new_tokens=24) == plain
-    )
+    assert engine.generate("A goblin blocks the bridge.", temperature=0, max_new_tokens=24) == plain
 
 
 @pytest.fixture

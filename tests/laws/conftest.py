@@ -12,6 +12,7 @@ from kernels import on_cpu
 
 from laws import cases
 from lmoe_cli.bank import bank, product, shared
+from lmoe_cli.bank.gates import Gates
 from lmoe_cli.engine import build, compiled
 from lmoe_cli.engine.base_model import load_model
 from lmoe_cli.engine.engine import Engine
@@ -78,14 +79,15 @@ def _bases_are_read_once(monkeypatch):
 
 @pytest.fixture
 def path(request, monkeypatch):
-    """The usual kernels and all experts at once; those of large models and only experts that act; torch's own; those
-    for CUDA devices, interpreted; or steps that torch's compiler made."""
+    """The usual kernels and all experts at once; those of large models and each expert that acts by itself; torch's
+    own; those for CUDA devices, interpreted; or steps that torch's compiler made."""
     if request.param == "native":
-        monkeypatch.setattr(bank, "choose_products", lambda _: product.Products(one=product.native))
+        monkeypatch.setattr(bank, "choose_products", lambda _: product.Products(product.native, product.native))
     if request.param == "quickest":
         monkeypatch.setattr(product, "ENOUGH", 0)
         monkeypatch.setattr(bank, "choose_products", lambda _: product.Products(product.onednn, product.onednn))
         monkeypatch.setattr(shared, "is_worth", lambda *_: True)
+        monkeypatch.setattr(Gates, "are_sparse", True)
     if request.param == "fused":
         on_cpu(monkeypatch)
     if request.param == "compiled":

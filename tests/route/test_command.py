@@ -232,7 +232,7 @@ def test_the_page_is_whole_in_itself_and_holds_every_gate_by_layer(folder, tmp_p
     )
     for shown, token in zip(page.tokens, found["tokens"], strict=True):
         assert shown["title"] == ", ".join(f"{name} {gate:.3f}" for name, gate in token["gates"].items())
-        assert shown["letter"].upper() in "WMH·"
+        assert shown["letter"].upper() in set("WMH·")
     held = json.loads(next(word for word in page.words if word.startswith('{"names"')))
     for inside, token in zip(held["tokens"], found["tokens"], strict=True):
         assert (inside["text"], inside["change"]) == (token["text"], token["change"])

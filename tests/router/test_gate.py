@@ -143,6 +143,20 @@ def test_what_the_recipe_sets_goes_before_what_was_trained(tmp_path):
     assert all((gates[0] > 0).sum(-1).eq(1).all() for gates in seen.values())
 
 
+@pytest.mark.parametrize("trained", [1.0, 0.5])
+def test_the_temperature_is_the_recipe_s_or_what_was_trained(tmp_path, trained):
+    words, tokens = {"activation": "softmax", "temperature": trained}, tiny.tokens()
+    for acting, told in ((trained, {}), (3.0, {"temperature": 3.0})):
+        loadout, weights = gated(tmp_path / str(acting), words, **told)
+
+        def gates_at(module, x, weights=weights, temperature=acting):
+            parent, _, leaf = module.rpartition(".")
+            own = weights[f"{parent}.{GROUPS.get(leaf, leaf)}".removeprefix(".")]
+            return scored(x, *own, words, temperature)
+
+        assert_close(start(loadout, dtype="float32").logits(tokens), logits_by_hand(loadout, tokens, gates_at))
+
+
 @pytest.mark.parametrize("words", ACTIVATIONS, ids=lambda words: "-".join(map(str, words.values())))
 def test_gradients_are_those_of_finite_differences(words):
     torch.manual_seed(3)

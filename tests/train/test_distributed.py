@@ -35,10 +35,24 @@ def losses(out):
 WAYS = {"whole": {}, "spread": {"shard": True, "checkpointing": True}}
 COMMANDS = """
 import sys
+from torch.distributed.tensor import DTensor
 from lmoe_cli.cli.root import run
+from lmoe_cli.train.loop import Loop
+
+step = Loop.training_step
+ways = set()
+
+def noting(self, model, *words):
+    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    ways.add((any(isinstance(weight, DTensor) for weight in model.parameters()), recomputes))
+    return step(self, model, *words)
+
+Loop.training_step = noting
 for way in sys.argv[1:]:
     if code := run(["train", f"{way}.yaml", "--out", way, "--device", "cpu"]):
         sys.exit(code)
+    print(f"{way}: spread and recomputing {sorted(ways)}", file=sys.stderr)
+    ways.clear()
 """
 
 
@@ -54,6 +68,8 @@ def test_two_processes_are_one(tmp_path):
         [*command, "commands.py", *WAYS], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("whole: spread and recomputing [(False, False)]") == 2, done.stderr[-3000:]
+    assert done.stderr.count("spread: spread and recomputing [(True, True)]") == 2, done.stderr[-3000:]
     assert len(losses(one)) == 5
     for way in WAYS:
         assert_same(tmp_path / way, one)

@@ -11,6 +11,7 @@ import tiny
 import torch
 import torch.distributed as dist
 from laws.cases import MIXED, assert_close, case
+from torch.distributed.tensor import DTensor
 from train.made import base, config
 
 from lmoe_cli.bank import product
@@ -40,6 +41,7 @@ def test_experts_are_put_on_a_spread_base(group, monkeypatch, arch, variant):
     monkeypatch.setattr(product, "LARGE_BYTES", 1)
     model = tiny.load(own.base).requires_grad_(False)
     shard(model, torch.device("cpu"))
+    assert all(isinstance(weight, DTensor) for weight in model.parameters())
     bank = build_bank(model, own.loadout(MIXED), torch.float32)
     bank.gates.set(list(MIXED.values()))
     attach(model, bank.modules)

@@ -162,14 +162,20 @@ def test_data_for_all_is_for_gates_and_not_for_experts(tmp_path):
 def test_a_hard_gate_learns_from_experts_that_were_not_chosen(tmp_path, monkeypatch):
     """Their gates are 0, and what they would have done is still asked for, whatever is quicker."""
     begun = run(config(tmp_path, EXPERTS), tmp_path, "begun")
-    found = {}
+    stages = [{"train": "gate", "steps": 1, "balance": 0, "z": 0, "schedule": "constant", "warmup": 0, "clip": 0}]
+
+    def trained(name, rate):
+        trainer = {"gate_learning_rate": rate}
+        out = run(config(tmp_path, stages, gate=GATE, earlier=begun, trainer=trainer), tmp_path, name)
+        return load_file(out / "router" / "router.safetensors")
+
+    found, at_first = {}, trained("still", 1e-30)
     for way in (True, False):
         monkeypatch.setattr(shared, "is_worth", lambda *_, way=way: way)
-        stages = [{"train": "gate", "steps": 1, "balance": 0, "z": 0, "schedule": "constant", "warmup": 0, "clip": 0}]
-        out = run(config(tmp_path, stages, gate=GATE, earlier=begun), tmp_path, f"gate-{way}")
-        found[way] = load_file(out / "router" / "router.safetensors")
+        found[way] = trained(f"gate-{way}", 1e-2)
     for name, tensor in found[False].items():
         torch.testing.assert_close(found[True][name], tensor)
+        assert (tensor - at_first[name]).view(len(tensor), -1).any(1).all(), "an expert has learned nothing"
 
 
 def test_what_is_trained_and_is_no_number_is_not_kept_as_good(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 
 import peft
 import pytest
@@ -11,9 +12,11 @@ import tiny
 import torch
 from safetensors.torch import load_file
 from train.made import base, bytes_of, config, run, write_data
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from lmoe_cli.engine.build import load
 from lmoe_cli.train.config import TrainConfig
+from lmoe_cli.train.loop import Loop
 from lmoe_cli.train.spool import IGNORED
 
 EXPERTS = [{"train": "experts", "steps": 4, "together": True}]
@@ -340,15 +343,44 @@ def test_gradients_of_a_joint_step_are_those_of_a_plain_loop_over_experts(tmp_pa
     assert compared > 90
 
 
+class Work(Counter):
+    def take(self):
+        """What was counted since it was last asked."""
+        found = Counter(self)
+        self.clear()
+        return found
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """What training computes: how often a block, and of how many rows."""
+    counts = Work()
+    block, step = LlamaMLP.forward, Loop.training_step
+
+    def counted(self, *args, **words):
+        counts["blocks"] += torch.is_grad_enabled()
+        return block(self, *args, **words)
+
+    def watched(self, model, inputs, *words):
+        counts["rows"] += len(inputs["input_ids"])
+        return step(self, model, inputs, *words)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    monkeypatch.setattr(Loop, "training_step", watched)
+    return counts
+
+
 @pytest.mark.parametrize(
     ("share", "activation"), [("block", "softmax"), ("block", "topk"), ("block", "hard1"), ("model", "topk")]
 )
-def test_recomputing_changes_nothing_of_a_gate_either(tmp_path, share, activation):
+def test_recomputing_changes_nothing_of_a_gate_either(tmp_path, work, share, activation):
     gate = {"activation": activation, "share": share, "init": "arrow"}
     stages = [EXPERTS[0], {"train": "joint", "steps": 1, "balance": 0.3}]
     plain, other = [], []
     run(config(tmp_path, stages, gate=gate), tmp_path, "plain", plain.append)
+    computed = work.take()["blocks"]
     run(config(tmp_path, stages, gate=gate, trainer={"checkpointing": True}), tmp_path, "other", other.append)
+    assert work.take()["blocks"] == 2 * computed
     assert losses(other) == pytest.approx(losses(plain), rel=1e-5)
     found, due = (load_file(tmp_path / out / "router" / "router.safetensors") for out in ("other", "plain"))
     for key, tensor in due.items():
@@ -356,15 +388,19 @@ def test_recomputing_changes_nothing_of_a_gate_either(tmp_path, share, activatio
 
 
 @pytest.mark.parametrize("words", [{"packing": True}, {"checkpointing": True}, {"accumulate": 2, "batch_size": 4}])
-def test_packing_recomputing_and_accumulating_change_nothing_but_the_cost(tmp_path, words):
+def test_packing_recomputing_and_accumulating_change_nothing_but_the_cost(tmp_path, work, words):
     stages = [{"train": "experts", "steps": 1, "together": True, "clip": 0}]
     plain = []
     run(config(tmp_path, stages, trainer={"batch_size": 100}), tmp_path, "plain", plain.append)
+    usual = work.take()
     other = []
     wide = {"batch_size": 100} | words
     if "accumulate" in words:
         wide = {"batch_size": 27, "accumulate": 2}  # 54 rows
     run(config(tmp_path, stages, trainer=wide), tmp_path, "other", other.append)
+    cost = work.take()
+    assert cost["blocks"] == usual["blocks"] * (1 if "packing" in words else 2)
+    assert (cost["rows"] < usual["rows"]) == ("packing" in words)
     assert losses(other)[0] == pytest.approx(losses(plain)[0], rel=1e-5)
     for name in ("sums", "names"):
         found, due = (
