@@ -14,7 +14,7 @@ demo: $(VENV)/.run  ## talk to the battle-mage; without a terminal, let it answe
 test: $(VENV)/.test  ## the test suite; `make laws` asks its laws of everything
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
-laws: $(VENV)/.test  ## each law of each kind of adapter, on each architecture and each path: a few hours
+laws: $(VENV)/.test  ## each law of each kind of adapter, on each architecture and each path: an hour or two
 	$(BIN)/python -m pytest tests/laws --every -n 2 --dist loadgroup -q
 
 check: $(VENV)/.check  ## layout, mistakes, types and the direction of imports

@@ -39,7 +39,7 @@ LONG = {
     "test_greedy_answers_are_those_of_transformers",
     "test_sampled_answers_are_those_of_transformers_with_the_same_seed",
 }
-"""Not asked of kernels without `--every`: the interpreter takes a minute for each answer."""
+"""Not asked of kernels and compiled steps without `--every`: the interpreter takes a minute for each answer."""
 
 
 def pytest_generate_tests(metafunc):
@@ -59,8 +59,10 @@ def _is_asked_for(item):
     if item.path.stem not in LIVE:
         return True
     path = words["path"]
-    if path == "fused" and item.originalname in LONG:
+    if path in ("fused", "compiled") and item.originalname in LONG:
         return False
+    if path == "compiled" and item.path.stem == "test_generation":
+        return words.get("arch", "llama") == "llama"
     if path == "compiled" and (words.get("arch"), words.get("variant")) in ONCE:
         return item.originalname == "test_one_expert_at_weight_1_is_that_adapter_in_peft"
     return path == "usual" or (words.get("arch", "llama"), words.get("variant", "lora")) in FEW[path]
