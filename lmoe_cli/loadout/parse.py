@@ -82,7 +82,7 @@ def _told(
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
     elif kind == "missing":
         message = f"{'.'.join(str(part) for part in path[:-1]) or a_kind.replace('a ', 'the ')} needs '{path[-1]}'"
-        hint = text.SCHEMA
+        hint = f"known keys: {', '.join(known)}"
     elif kind in ("literal_error", "union_tag_invalid"):
         expected = item["ctx"].get("expected") or item["ctx"].get("expected_tags", "")
         seen = item["input"].get("type") if isinstance(item["input"], dict) else item["input"]

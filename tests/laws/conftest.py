@@ -29,17 +29,20 @@ FEW = {
 }
 """What is asked of each path but the usual one, without `--every`: the interpreter of kernels and the compiler take
 seconds for each."""
+ONE = "test_one_expert_at_weight_1_is_that_adapter_in_peft"
+ROWS = "test_rows_of_a_batch_carry_blends_of_their_own"
 ONCE = {
-    *(("llama", variant) for variant in ("lora", "lora_bias", "bias", "head", "ia3", "patterns")),
+    *(("llama", variant) for variant in ("lora", "head", "ia3", "saved_norm")),
     *((arch, "lora") for arch in ("gemma3_text", "gpt2", "qwen3_moe")),
-    ("llama", "saved_norm"), ("qwen3_moe", "gate"),
-}  # fmt: skip
+    ("qwen3_moe", "gate"),
+}
 """What is asked of compiled steps by one law alone."""
 LONG = {
     "test_greedy_answers_are_those_of_transformers",
     "test_sampled_answers_are_those_of_transformers_with_the_same_seed",
+    "test_a_cache_that_is_reused_rewound_or_outlived_gives_the_logits_of_a_fresh_one",
 }
-"""Not asked of kernels and compiled steps without `--every`: the interpreter takes a minute for each answer."""
+"""Not asked of kernels without `--every`: the interpreter takes up to a minute for each."""
 
 
 def pytest_generate_tests(metafunc):
@@ -58,14 +61,16 @@ def _is_asked_for(item):
         return False
     if item.path.stem not in LIVE:
         return True
-    path = words["path"]
-    if path in ("fused", "compiled") and item.originalname in LONG:
+    path, law = words["path"], item.originalname
+    kind = words.get("arch", "llama"), words.get("variant", "lora")
+    if path == "fused" and (law in LONG or (law in (ONE, ROWS) and kind != ("llama", "lora"))):
         return False
-    if path == "compiled" and item.path.stem == "test_generation":
-        return words.get("arch", "llama") == "llama"
-    if path == "compiled" and (words.get("arch"), words.get("variant")) in ONCE:
-        return item.originalname == "test_one_expert_at_weight_1_is_that_adapter_in_peft"
-    return path == "usual" or (words.get("arch", "llama"), words.get("variant", "lora")) in FEW[path]
+    if path == "compiled":
+        if item.path.stem == "test_generation":
+            return "settings" not in words and kind[0] == "llama"
+        if kind in ONCE or law == ROWS:
+            return kind in ONCE and law == ONE
+    return path == "usual" or kind in FEW[path]
 
 
 @pytest.fixture(autouse=True)

@@ -123,7 +123,7 @@ def test_what_is_no_recipe_is_told_in_one_line(tmp_path, content, reason):
     [
         ("", "`lmoe schema"),
         ("just words", "`lmoe schema"),
-        ("base: x", "`lmoe schema"),
+        ("base: x", "known keys: bake, base, "),
         ("base: x\nexperts:\n\ta: {adapter: y}", "spaces indent"),
         ("base: a\nbase: b\nexperts: {}", "keep one"),
         ("base: &anchor a", "write the value out"),

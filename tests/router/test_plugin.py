@@ -120,7 +120,7 @@ def test_a_type_spelled_wrong_is_told_what_was_meant(installed, tmp_path):
 def test_what_is_wrong_with_its_own_keys_stands_with_line_and_column(installed, tmp_path):
     found = refused(tmp_path, "  type: length\n  shrot: mage\n  long: mage\n  words: 0\n")
     assert found == [
-        ("4:1: router needs 'short'", ""),
+        ("4:1: router needs 'short'", "known keys: long, short, type, words"),
         ("6:3: router has no key 'shrot'", "did you mean 'short'?"),
         ("8:10: router.words: input should be greater than or equal to 1, got 0", ""),
     ]
