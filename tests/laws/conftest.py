@@ -68,8 +68,7 @@ def _is_asked_for(item):
     if path == "compiled":
         if item.path.stem == "test_generation":
             return "settings" not in words and kind[0] == "llama"
-        if kind in ONCE or law == ROWS:
-            return kind in ONCE and law == ONE
+        return law == ONE if kind in ONCE else kind in FEW[path] and law != ROWS
     return path == "usual" or kind in FEW[path]
 
 
