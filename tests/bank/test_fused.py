@@ -18,12 +18,15 @@ pytest.importorskip("triton", reason="Triton is not installed, which it is only 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from groups import DEVICE, GROUPS, INTERPRETED, PLAIN, Group
+from kernels import in_large_blocks, prepare_once
 
 from lmoe_cli.bank.fused.group import Chosen, Table
 from lmoe_cli.bank.fused.launch import behind, grouped, work_size
 
 if DEVICE == "cpu" and not INTERPRETED:
     pytest.skip("there is no GPU, and TRITON_INTERPRET is not 1", allow_module_level=True)
+if INTERPRETED:
+    prepare_once()
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "float16", "bfloat16"))
@@ -46,6 +49,14 @@ choices = pytest.mark.parametrize(
         ("wide", 1, 1, torch.bfloat16),
     ],
 )
+
+
+@pytest.fixture(autouse=True)
+def _blocks_as_of_many_rows(request, monkeypatch):
+    """Of one row, as tiles are for so few, with the plain group alone where kernels are interpreted."""
+    shape = request.node.callspec.params.get("shape") if hasattr(request.node, "callspec") else None
+    if INTERPRETED and shape != "plain":
+        in_large_blocks(monkeypatch, rows=4)
 
 
 @batches

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stdout
 from functools import partial
 
 import pytest
@@ -15,8 +17,12 @@ from lmoe_cli.bench.shapes import SHAPES
 from lmoe_cli.bench.work import Prefill
 
 
-@pytest.fixture
-def found(monkeypatch, capsys):
+pytestmark = pytest.mark.xdist_group("gpu")  # measured once, by one worker
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What the script prints for one layer, steps compiled as far as to a graph of torch's operators."""
     real = measuring.measure
 
     def once(model, ways, work, rounds):
@@ -24,14 +30,16 @@ def found(monkeypatch, capsys):
             raise torch.OutOfMemoryError("no room")
         return real(model, ways, work, 1)
 
+    printed = io.StringIO()
     torch._dynamo.reset()
-    monkeypatch.setitem(SHAPES, "small", SMALL)
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(measuring, "measure", once)
-    monkeypatch.setattr(measuring, "WARM_UP", 0)
-    gpu.main("cpu", "small")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setitem(SHAPES, "small", SMALL)
+        patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+        patch.setattr(measuring, "measure", once)
+        patch.setattr(measuring, "WARM_UP", 0)
+        gpu.main("cpu", "small", "1")
     torch._dynamo.reset()
-    return json.loads(capsys.readouterr().out)
+    return json.loads(printed.getvalue())
 
 
 def test_every_table_is_made_and_one_that_fails_is_named_and_costs_no_other(found):

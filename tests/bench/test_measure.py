@@ -148,10 +148,10 @@ def test_steps_with_a_norm_that_experts_change_are_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     torch._dynamo.reset()
     engine = case("llama", "saved_norm").engine({"one": 0.5, "two": 0.5})
-    ways = [variants.base(), variants.of_engine(engine, 1), variants.of_engine(engine, 2)]
+    ways = [variants.base(), variants.of_engine(engine, 2)]
     model = engine.detach()
     rows = measure(model, [variants.compiled(model, way) for way in ways], Decode(1, 4, 3, is_static=True), 1)
-    assert [row.experts for row in rows] == [0, 1, 2]
+    assert [row.experts for row in rows] == [0, 2]
     torch._dynamo.reset()
 
 
@@ -166,7 +166,7 @@ def test_a_planted_slowdown_of_a_fifth_is_seen(model):
         return variants.Variant(variant, enter=enter, leave=leave)
 
     def is_seen():
-        rows = measure(model, [slow("base", 0.04), slow("same", 0.04), slow("slower", 0.05)], Decode(1, 4, 4), 9)
+        rows = measure(model, [slow("base", 0.04), slow("same", 0.04), slow("slower", 0.05)], Decode(1, 4, 4), 5)
         return rows[1].ratio_to_base == pytest.approx(1.0, abs=0.08) and 0.74 < rows[2].ratio_to_base < 0.9
 
     assert any(is_seen() for _ in range(4))  # the machine may be busy with something else for a while
