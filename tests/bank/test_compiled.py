@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from laws.cases import MIXED, assert_close, case
+from laws.cases import MIXED, assert_close, case, short
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lmoe_cli.bank import bank, product
@@ -66,7 +66,7 @@ def test_the_compiler_computes_the_product_that_siblings_share_once():
 def test_compiled_code_calls_the_kernels_that_were_chosen(monkeypatch, dtype, products, called):
     monkeypatch.setattr(bank, "choose_products", lambda _: products)
     monkeypatch.setattr(product, "ENOUGH", 0)
-    loadout = case("qwen3", "lora").loadout(MIXED)
+    loadout = short().loadout(MIXED)
     engine = start(loadout, device="cpu", dtype=dtype)
     token = tiny.tokens(1, 1)
     counter = CompileCounterWithBackend("eager")

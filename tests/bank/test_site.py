@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from kernels import on_cpu
-from laws.cases import MIXED, assert_close, case
+from laws.cases import MIXED, assert_close, case, short
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lmoe_cli.bank.fused import launch, ops
@@ -118,7 +118,7 @@ def test_gates_of_other_tokens_are_refused(by_kernels):
 
 def test_compiled_code_calls_the_kernels(by_kernels):
     torch._dynamo.reset()
-    engine = case("llama", "lora").engine(MIXED)
+    engine = short().engine(MIXED)
     seen = []
 
     def backend(graph, _):
@@ -131,13 +131,13 @@ def test_compiled_code_calls_the_kernels(by_kernels):
             engine.set_weights(weights)
             found = compiled(input_ids=tiny.tokens(1, 2)).logits
             assert_close(found, without_kernels(engine.logits, tiny.tokens(1, 2)))
-    assert len(seen) == 8
+    assert len(seen) == 4
     torch._dynamo.reset()
 
 
 def test_compiled_code_takes_gates_that_each_token_brings(by_kernels):
     torch._dynamo.reset()
-    engine = case("llama", "lora").engine(MIXED)
+    engine = short().engine(MIXED)
     token = tiny.tokens(1, 1)
     counter = CompileCounterWithBackend("eager")
     with torch.inference_mode():

@@ -85,6 +85,16 @@ def case(arch: str, variant: str) -> Case:
 
 
 @functools.cache
+def short() -> Case:
+    """Two LoRAs on a llama of one layer, for tests that compile it, which takes seconds for each."""
+    folder = tiny.save_base("llama", ROOT / "short", num_hidden_layers=1)
+    one, two = ROOT / "short-one", ROOT / "short-two"
+    tiny.save_adapter(folder, "lora", one)
+    tiny.save_adapter(folder, "lora", two, seed=9, rank=3)
+    return Case(folder, one, two)
+
+
+@functools.cache
 def mixed(arch: str, variant: str, path: str) -> torch.Tensor:
     """Logits of the live blend of both experts, as they are computed on a path."""
     return case(arch, variant).engine(MIXED).logits(tiny.tokens())
