@@ -13,6 +13,7 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests of the Hub undo this for the processes they start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers, and the processes they start, share the machine
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a hundred processes that tests start would compile lmoe each
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     # Read when Triton is first imported, by whomever; its kernels then run on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -17,72 +17,72 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lmoe_cli"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "transformers", "peft", "numpy", "safetensors")
+LIGHT = (
+    "--version",
+    "ls",
+    "schema",
+    "schema train",
+    "inspect adapter demo:mage",
+    "inspect base demo:adventurer",
+    "inspect loadout recipes/battlemage.yaml",
+    "check recipes/battlemage.yaml",
+    "check recipes/party.yaml",
+    "completion bash",
+)
 PROBE = """
 import runpy, sys
-sys.argv = ["lmoe", *{arguments!r}]
-try:
-    runpy.run_module("lmoe_cli", run_name="__main__")
-except SystemExit as leave:
-    code = leave.code
-loaded = {{name.partition(".")[0] for name in sys.modules}}
-print("\\n@", code, *sorted(loaded & set({names!r})))
+for command in {commands!r}:
+    sys.argv = ["lmoe", *command.split()]
+    try:
+        runpy.run_module("lmoe_cli", run_name="__main__")
+    except SystemExit as leave:
+        code = leave.code
+    loaded = {{name.partition(".")[0] for name in sys.modules}}
+    print("\\n@", command, "->", code, *sorted(loaded & set({names!r})))
 """
 
 
-def loaded_by(*arguments: str, names: tuple[str, ...] = HEAVY) -> tuple[int, set[str]]:
-    """Exit code of a command in a fresh interpreter, and which of some packages it loaded."""
-    code = PROBE.format(arguments=arguments, names=names)
+def loaded_by(*commands: str, names: tuple[str, ...] = HEAVY) -> dict[str, tuple[int, set[str]]]:
+    """Of commands that run one after the other in a fresh interpreter: exit code, and which of some packages it, or one
+    before it, loaded."""
+    code = PROBE.format(commands=commands, names=names)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    told = re.search(r"^@ (\S+) ?(.*)$", done.stdout, re.MULTILINE)
-    assert told, done.stderr
-    return int(told[1]), set(told[2].split())
+    told = re.findall(r"^@ (.+) -> (\S+) ?(.*)$", done.stdout, re.MULTILINE)
+    assert [command for command, *_ in told] == list(commands), done.stderr
+    return {command: (int(exit_code), set(loaded.split())) for command, exit_code, loaded in told}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--version",),
-        ("ls",),
-        ("schema",),
-        ("schema", "train"),
-        ("inspect", "adapter", "demo:mage"),
-        ("inspect", "base", "demo:adventurer"),
-        ("inspect", "loadout", "recipes/battlemage.yaml"),
-        ("check", "recipes/battlemage.yaml"),
-        ("check", "recipes/party.yaml"),
-        ("completion", "bash"),
-    ],
-)
-def test_a_light_command_loads_no_heavy_package(arguments):
-    assert loaded_by(*arguments) == (0, set())
+def test_light_commands_load_no_heavy_package():
+    assert loaded_by(*LIGHT) == dict.fromkeys(LIGHT, (0, set()))
 
 
-@pytest.mark.parametrize(
-    "command", ["chat", "train", "eval", "fit", "bake", "bench", "similarity", "route", "router", "pull", "rm", "init"]
-)
-def test_help_of_every_command_loads_click_and_nothing_else(command):
+def test_help_of_every_command_loads_click_and_nothing_else():
+    from lmoe_cli.cli.root import COMMANDS
+
     names = (*HEAVY, "rich", "pydantic", "yaml", "huggingface_hub", "prompt_toolkit")
-    assert loaded_by(command, "--help", names=names) == (0, set())
+    commands = [f"{name} --help" for name in COMMANDS]
+    assert loaded_by(*commands, names=names) == dict.fromkeys(commands, (0, set()))
 
 
 def test_an_answer_is_given_without_loading_peft():
-    code, loaded = loaded_by("chat", "--prompt", "Hi.", "--max-new-tokens", "1")
+    command = "chat --prompt Hi. --max-new-tokens 1"
+    code, loaded = loaded_by(command)[command]
     assert (code, "peft" in loaded, "torch" in loaded) == (0, False, True)
 
 
 def test_a_wrong_recipe_is_refused_before_anything_heavy_is_loaded(tmp_path):
     recipe = tmp_path / "wrong.yaml"
     recipe.write_text("base: demo:adventurer\nexperts: {mage: {adaptr: demo:mage}}\n")
-    for command in (
-        ("chat", "--loadout"),
-        ("bake", "--out", str(tmp_path / "out")),
-        ("bench",),
-        ("eval", "--data", "talk.jsonl"),
-        ("fit", "--data", "talk.jsonl", "--out", str(tmp_path / "new.yaml")),
-        ("similarity", "--loadout"),
-    ):
-        assert loaded_by(*command, str(recipe)) == (2, set())
-    assert loaded_by("route", str(recipe), "Hello") == (2, set())
+    commands = (
+        f"chat --loadout {recipe}",
+        f"bake --out {tmp_path / 'out'} {recipe}",
+        f"bench {recipe}",
+        f"eval --data talk.jsonl {recipe}",
+        f"fit --data talk.jsonl --out {tmp_path / 'new.yaml'} {recipe}",
+        f"similarity --loadout {recipe}",
+        f"route {recipe} Hello",
+    )
+    assert loaded_by(*commands) == dict.fromkeys(commands, (2, set()))
 
 
 def test_every_command_is_listed_with_the_summary_its_own_help_begins_with():

@@ -198,6 +198,7 @@ def save_adapter(base: Path, variant: str, folder: Path, seed: int = 1, rank: in
                     parameter.add_(torch.randn(parameter.shape) * 0.3)
                 elif parameter.requires_grad:
                     parameter.add_(torch.randn(parameter.shape) * 0.05)
+        wrapped.create_or_update_model_card = lambda _: None  # nobody reads one
         wrapped.save_pretrained(folder)
     return folder
 

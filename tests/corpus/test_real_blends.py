@@ -24,6 +24,7 @@ from lmoe_cli.loadout.loadout import resolve
 from lmoe_cli.loadout.recipe import Recipe
 
 STEPS, BATCH, LENGTH = 40, 8, 96
+pytestmark = pytest.mark.xdist_group("real blends")  # trained once, by one worker
 
 
 def said(*words: object, code: int = 0) -> dict:

@@ -50,12 +50,17 @@ class Case:
     """Plain LoRA of another rank."""
 
     def loadout(self, weights: Mapping[str, float]) -> Loadout:
-        folders = {"one": self.one, "two": self.two}
-        experts = {name: {"adapter": str(folders[name]), "weight": weight} for name, weight in weights.items()}
-        return resolve(Recipe.model_validate({"base": str(self.base), "experts": experts}), "a test")
+        return _resolved(self, tuple(weights.items()))
 
     def engine(self, weights: Mapping[str, float]) -> Engine:
         return start(self.loadout(weights), device="cpu", dtype="float32")
+
+
+@functools.cache
+def _resolved(own: Case, weights: tuple[tuple[str, float], ...]) -> Loadout:
+    folders = {"one": own.one, "two": own.two}
+    experts = {name: {"adapter": str(folders[name]), "weight": weight} for name, weight in weights}
+    return resolve(Recipe.model_validate({"base": str(own.base), "experts": experts}), "a test")
 
 
 @functools.cache

@@ -216,6 +216,12 @@ def test_a_run_that_had_run_out_of_patience_is_not_gone_on_with(tmp_path, monkey
     assert [json.loads(line).get("step") for line in lines[0]] == [json.loads(line).get("step") for line in lines[1]]
 
 
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("earlier")
+    return run(made(folder), folder)
+
+
 def add_one(folder):
     for path in folder.glob("*.safetensors"):
         save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
@@ -239,8 +245,8 @@ def change(name):
         ("sums", change("adapter_config.json")),
     ],
 )
-def test_another_base_or_adapter_is_not_gone_on_with(tmp_path, what, happens):
-    earlier = run(made(tmp_path / "first"), tmp_path / "first")
+def test_another_base_or_adapter_is_not_gone_on_with(tmp_path, earlier, what, happens):
+    earlier = shutil.copytree(earlier, tmp_path / "earlier")
     shutil.copytree(base(), tmp_path / "base")
     folders = {"base": tmp_path / "base", "sums": earlier / "experts" / "sums"}
     again = config(tmp_path, STAGES[1:], gate=GATE, trainer=OFTEN, earlier=earlier)
