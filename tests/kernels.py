@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -44,10 +45,10 @@ def on_cpu(monkeypatch) -> None:
 
 def in_large_blocks(monkeypatch, rows: int) -> None:
     """At least so many rows at a time: the interpreter takes as long for one, and has no processors to share them."""
+
+    def coarse(fine, *words):
+        tile = fine(*words)
+        return replace(tile, rows=max(tile.rows, rows))
+
     for name in ("down", "up"):
-
-        def coarse(*words, fine=getattr(tiles, name)):
-            tile = fine(*words)
-            return replace(tile, rows=max(tile.rows, rows))
-
-        monkeypatch.setattr(tiles, name, coarse)
+        monkeypatch.setattr(tiles, name, partial(coarse, getattr(tiles, name)))

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from lmoe_cli.codes import CODES, Code, parts, uses
 
 ROOT = Path(__file__).parents[1]

@@ -89,7 +89,9 @@ def start(
     """Load a loadout that has been checked. See `load` for arguments and errors."""
     place = choose_device(device)
     loadout.fetch(progress)
-    kind = choose_dtype(dtype, loadout.base.runs_in, loadout.base.size, place)
+    is_quantized = bool(quantize or loadout.base.quantization)
+    answers = not (is_quantized or loadout.base.is_mixture)  # packed and grouped products are not widened
+    kind = choose_dtype(dtype, loadout.base.runs_in, loadout.base.size, place, answers=answers)
     model = load_model(loadout.base, dtype=kind, device=place, quantize=quantize, trust_remote_code=trust_remote_code)
     if compiles:
         require_compiles(model)
@@ -100,7 +102,6 @@ def start(
     bank = build_bank(model, loadout, kind, share_of(loadout))
     if compiles:
         require_traceable(bank)
-    is_quantized = bool(quantize or loadout.base.quantization)
     if is_quantized and place.type == "cpu":
         require_quantized_runs(loadout.base, model)
     weights = {expert.name: expert.weight for expert in loadout.experts}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lmoe_cli.engine.widened import has_instructions
 from lmoe_cli.errors import UsageError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -35,7 +36,9 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def choose_dtype(name: str | None, stored: str | None, size: int, device: torch.device) -> torch.dtype:
+def choose_dtype(
+    name: str | None, stored: str | None, size: int, device: torch.device, *, answers: bool = False
+) -> torch.dtype:
     """The dtype that was asked for, or what the base is stored in where the device computes well in it.
 
     Args:
@@ -43,6 +46,8 @@ def choose_dtype(name: str | None, stored: str | None, size: int, device: torch.
         stored: Of the base's weights.
         size: Bytes of the base.
         device: Where it will run.
+        answers: Whether most is computed one token at a time, and prompts as `lmoe_cli.engine.widened` does it: then
+            bfloat16 does well on any processor.
     """
     if name:
         return DTYPES[name]
@@ -51,5 +56,5 @@ def choose_dtype(name: str | None, stored: str | None, size: int, device: torch.
         return wanted
     if size < SMALL or wanted is torch.float32:
         return torch.float32
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+    does_well = has_instructions() or (answers and wanted is torch.bfloat16)
+    return torch.bfloat16 if does_well else torch.float32

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lmoe_cli.bank.bank import Bank
 from lmoe_cli.bank.blended import Blended
-from lmoe_cli.engine.attach import attach, detach, listen
+from lmoe_cli.engine.attach import Listener, around_forwards, attach, detach
 from lmoe_cli.engine.cache import KeyValues
 from lmoe_cli.engine.compiled import CompiledKeyValues, compiled_step
 from lmoe_cli.engine.embed import embedded
@@ -62,7 +61,7 @@ class Engine(Wording):
         self._folded: Folded | None = None
         self._attached = False
         self._worn: Mapping[str, Blended] = {}
-        self._listening: list[RemovableHandle] = []
+        self._listening: list[Listener] = []
         self._computing = threading.Lock()
         self._turned = True
         self.attach()
@@ -171,7 +170,9 @@ class Engine(Wording):
         detach(self.model, self._worn)
         attach(self.model, modules)
         self._worn = modules
-        self._listening = listen(self.model, self.bank.places) if modules is not self.bank.bare and modules else []
+        self._listening = []
+        if self._attached:
+            self._listening = around_forwards(self.model, self.bank, is_folded=self.is_folded)
 
     def fold(self) -> None:
         """Fold the weights in force into the base in memory: from then on the blend costs nothing.

@@ -152,9 +152,14 @@ def open_stage(
     """
     for variant in variants:
         variant.loadout.fetch(progress)
-    loadout = variants[0].loadout
+    loadout, base = variants[0].loadout, variants[0].loadout.base
+    kind = choose_dtype(dtype, base.runs_in, base.size, choose_device(device))
     engine = start(
-        loadout, device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code, progress=progress
+        loadout,
+        device=device,
+        dtype=str(kind).removeprefix("torch."),
+        quantize=quantize,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
     )
-    base = loadout.base
-    return Stage(engine, choose_dtype(dtype, base.runs_in, base.size, choose_device(device)))
+    return Stage(engine, kind)

@@ -129,6 +129,11 @@ class Base:
         return FLOATS.get(self.stored[embedding].info.dtype) if is_packed and embedding else self.dtype
 
     @property
+    def is_mixture(self) -> bool:
+        """Whether tokens are sent to experts of the base's own."""
+        return any(".experts." in name for name in self.stored)
+
+    @property
     def weight_files(self) -> tuple[str, ...]:
         return tuple(sorted({file for tensor in self.stored.values() for file in tensor.files}))
 

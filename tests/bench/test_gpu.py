@@ -16,7 +16,6 @@ from lmoe_cli.bench import measure as measuring
 from lmoe_cli.bench.shapes import SHAPES
 from lmoe_cli.bench.work import Prefill
 
-
 pytestmark = pytest.mark.xdist_group("gpu")  # measured once, by one worker
 
 

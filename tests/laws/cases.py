@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -50,16 +51,16 @@ class Case:
     """Plain LoRA of another rank."""
 
     def loadout(self, weights: Mapping[str, float]) -> Loadout:
-        return _resolved(self, tuple(weights.items()))
+        return _resolved(self, json.dumps(weights))
 
     def engine(self, weights: Mapping[str, float]) -> Engine:
         return start(self.loadout(weights), device="cpu", dtype="float32")
 
 
 @functools.cache
-def _resolved(own: Case, weights: tuple[tuple[str, float], ...]) -> Loadout:
+def _resolved(own: Case, weights: str) -> Loadout:
     folders = {"one": own.one, "two": own.two}
-    experts = {name: {"adapter": str(folders[name]), "weight": weight} for name, weight in weights}
+    experts = {name: {"adapter": str(folders[name]), "weight": weight} for name, weight in json.loads(weights).items()}
     return resolve(Recipe.model_validate({"base": str(own.base), "experts": experts}), "a test")
 
 

@@ -1,0 +1,128 @@
+"""In 16 bits, where the processor has no instructions for them, prompts are computed in float32, matrix by matrix."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from laws.cases import MIXED, case
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+
+from lmoe_cli.engine import build, widened
+from lmoe_cli.engine.build import start
+from lmoe_cli.engine.device import choose_dtype
+
+PROMPT, FEW = tiny.tokens(1, 12), tiny.tokens(1, 7)
+CPU = torch.device("cpu")
+PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.addmm_.default}
+
+
+class Products(TorchDispatchMode):
+    """Notes in which dtypes matrices are multiplied, attention aside."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), words=None):
+        if function in PRODUCTS:
+            self.dtypes.add(arguments[-1].dtype)
+        return function(*arguments, **(words or {}))
+
+
+@pytest.fixture(autouse=True)
+def _without_instructions(monkeypatch):
+    monkeypatch.setattr(widened, "has_instructions", lambda: False)
+
+
+def engine_of(arch="llama", variant="lora", weights=MIXED, dtype="bfloat16"):
+    return start(case(arch, variant).loadout(weights), device="cpu", dtype=dtype)
+
+
+def multiplied_in(compute):
+    with torch.no_grad(), Products() as products:  # in inference mode some products are not seen as such
+        compute()
+    return products.dtypes
+
+
+@pytest.mark.parametrize(
+    ("arch", "variant"), [("llama", "lora"), ("llama", "dora"), ("gpt2", "lora"), ("falcon", "lora"), ("opt", "saved")]
+)
+def test_a_prompt_is_multiplied_in_float32_and_few_tokens_as_they_are(arch, variant):
+    engine = engine_of(arch, variant)
+    assert multiplied_in(lambda: engine.model(input_ids=PROMPT)) == {torch.float32}
+    assert multiplied_in(lambda: engine.model(input_ids=FEW)) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora", "saved"])
+def test_it_is_as_near_to_float32_as_what_is_multiplied_in_16_bits(variant, monkeypatch):
+    exact = engine_of(variant=variant, dtype="float32").logits(PROMPT)
+    found = engine_of(variant=variant).logits(PROMPT)
+    monkeypatch.setattr(widened, "has_instructions", lambda: True)
+    plain = engine_of(variant=variant).logits(PROMPT)
+    assert found.dtype == plain.dtype == torch.bfloat16
+    assert (found - exact).norm() < 1.2 * (plain - exact).norm()
+
+
+def test_the_base_is_computed_as_in_transformers_to_the_last_bit():
+    engine = engine_of(weights={"one": 0.0, "two": 0.0})
+    theirs = AutoModelForCausalLM.from_pretrained(case("llama", "lora").base, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        due = theirs(input_ids=PROMPT).logits
+        assert torch.equal(engine.logits(PROMPT), due)
+        engine.set_weights(MIXED)
+        assert not torch.equal(engine.logits(PROMPT), due)
+        assert torch.equal(engine.detach()(input_ids=PROMPT).logits, due)
+    assert "forward" not in vars(engine.model)
+    engine.attach()
+    assert multiplied_in(lambda: engine.model(input_ids=PROMPT)) == {torch.float32}
+
+
+def test_prompts_of_a_folded_blend_are_multiplied_in_float32():
+    engine = engine_of()
+    engine.fold()
+    assert multiplied_in(lambda: engine.model(input_ids=PROMPT)) == {torch.float32}
+    engine.unfold()
+    engine.set_weights(one=0.0, two=0.0)
+    assert multiplied_in(lambda: engine.model(input_ids=PROMPT)) == {torch.bfloat16}
+
+
+def test_a_prompt_that_is_interrupted_leaves_nothing_behind():
+    engine = engine_of()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = engine.model.lm_head.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.logits(PROMPT)
+    hook.remove()
+    assert not _get_current_function_mode_stack()
+    assert multiplied_in(lambda: engine.model(input_ids=FEW)) == {torch.bfloat16}
+
+
+def test_with_instructions_everything_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(widened, "has_instructions", lambda: True)
+    assert multiplied_in(lambda: engine_of().model(input_ids=PROMPT)) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_large_base_answers_as_it_is_stored_and_is_trained_where_that_is_quick(knows, monkeypatch):
+    monkeypatch.setattr("lmoe_cli.engine.device.has_instructions", lambda: knows)
+    size, quick = 1 << 30, torch.bfloat16 if knows else torch.float32
+    assert choose_dtype(None, "bfloat16", size, CPU, answers=True) is torch.bfloat16
+    assert choose_dtype(None, "bfloat16", size, CPU) is quick
+    assert choose_dtype(None, "float16", size, CPU, answers=True) is quick
+    assert choose_dtype(None, "float32", size, CPU, answers=True) is torch.float32
+    assert choose_dtype(None, "bfloat16", 1 << 20, CPU, answers=True) is torch.float32
+    assert choose_dtype("float32", "bfloat16", size, CPU, answers=True) is torch.float32
+
+
+@pytest.mark.parametrize(("arch", "quantize", "answers"), [("llama", None, True), ("qwen3_moe", None, False)])
+def test_packed_and_grouped_products_are_not_counted_on(arch, quantize, answers, monkeypatch):
+    asked = []
+    monkeypatch.setattr(build, "choose_dtype", lambda *_, answers: asked.append(answers) or torch.float32)
+    start(case(arch, "lora").loadout(MIXED), device="cpu", quantize=quantize)
+    assert asked == [answers]
