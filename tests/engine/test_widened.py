@@ -126,3 +126,22 @@ def test_packed_and_grouped_products_are_not_counted_on(arch, quantize, answers,
     monkeypatch.setattr(build, "choose_dtype", lambda *_, answers: asked.append(answers) or torch.float32)
     start(case(arch, "lora").loadout(MIXED), device="cpu", quantize=quantize)
     assert asked == [answers]
+
+
+def test_products_with_named_arguments_are_let_alone():
+    x, w = torch.randn(9, 4).bfloat16(), torch.randn(5, 4).bfloat16()
+    y = torch.zeros(9, 5, dtype=torch.bfloat16)
+    with widened.Widened():
+        torch.mm(x, w.T, out=y)
+        assert torch.equal(torch.nn.functional.linear(input=x, weight=w), y)
+    assert y.any()
+
+
+@pytest.mark.parametrize("multiply", [torch.matmul, torch.Tensor.matmul, lambda x, w: x @ w, torch.mm])
+def test_any_product_of_many_vectors_is_rounded_once(multiply):
+    x, w = torch.randn(9, 300).bfloat16(), torch.randn(300, 5).bfloat16()
+    with widened.Widened():
+        found = multiply(x, w)
+    assert found.dtype == torch.bfloat16
+    exact = x.double() @ w.double()
+    assert ((found.double() - exact).abs() <= 2.0**-8 * exact.abs() + 1e-5).all()
