@@ -52,7 +52,7 @@ QUICK = Settings(
     mixed=20,
     own=24,
     scenes=4,
-    prompts=2,
+    prompts=1,
     threads=1,
 )
 """Seconds instead of minutes, and no good as a model."""
