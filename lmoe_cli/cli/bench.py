@@ -87,8 +87,9 @@ def bench(
             "usage", "--compile is for the steps of base and blends", hint="leave out --prefill and --peft"
         )
     asked = _Asked(
-        count, dtype, quantize, device, per_row=per_row, top=top, with_peft=with_peft, is_compiled=with_compiler
-    )
+        count, dtype, quantize, device, per_row=per_row, top=top, with_peft=with_peft, is_compiled=with_compiler,
+        answers=batch == 1 and not prefill,
+    )  # fmt: skip
     if synthetic:
         model, variants = _synthetic(synthetic, rank, layers, asked)
     else:
@@ -146,6 +147,8 @@ class _Asked:
     with_peft: bool
     is_compiled: bool
     """Steps are compiled, which those of a router that decides per token are not."""
+    answers: bool
+    """One token at a time is computed; see `choose_dtype`."""
 
     def gating(self) -> Gating | None:
         """What gives rows or tokens blends of their own."""
@@ -204,6 +207,7 @@ def _recipe(
         quantize=asked.quantize,
         compiles=asked.is_compiled,
         trust_remote_code=trust_remote_code,
+        answers=asked.answers,
     )
     model = engine.detach()
     found = [variants.base(), variants.bare(model, engine.bank)]

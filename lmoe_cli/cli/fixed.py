@@ -109,7 +109,7 @@ def fixed(out: Output, loadout: Loadout, asked: Asked, *, trust_remote_code: boo
     from lmoe_cli.bake.routed import measure, of_prompt, with_means
     from lmoe_cli.engine.build import start
 
-    engine = start(loadout, trust_remote_code=trust_remote_code)
+    engine = start(loadout, trust_remote_code=trust_remote_code, answers=False)
     told: dict[str, Any] = {"router": loadout.recipe.router.model_dump(mode="json", exclude_defaults=True)}
     if asked.prompt is not None:
         found = of_prompt(engine, asked.prompt)

@@ -9,13 +9,9 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lmoe_cli.bank.bank import Bank
 from lmoe_cli.bank.blended import Blended
 from lmoe_cli.bank.blocks import block_names
 from lmoe_cli.bank.routed import MODEL, Place, RoutedGates
-from lmoe_cli.engine.widened import WidePrompts
-
-Listener = RemovableHandle | WidePrompts
 
 
 def attach(model: nn.Module, modules: Mapping[str, Blended]) -> None:
@@ -26,25 +22,6 @@ def attach(model: nn.Module, modules: Mapping[str, Blended]) -> None:
         modules: Name → replacement; none inside another.
     """
     put(model, modules)
-
-
-def around_forwards(model: nn.Module, bank: Bank, *, is_folded: bool) -> list[Listener]:
-    """Let a blend hear what it needs to, and compute prompts the quick way.
-
-    Args:
-        model: The base.
-        bank: What was put onto it, or folded into it.
-        is_folded: Which of the two.
-
-    Returns:
-        To be removed when the experts are taken off.
-    """
-
-    def acts() -> bool:
-        """Whether it is anything but the base, which is computed as it is in transformers, to the last bit."""
-        return bool(is_folded or bank.places or bank.gates.active)
-
-    return [WidePrompts(model, acts), *listen(model, bank.places)]
 
 
 def listen(model: nn.Module, places: Mapping[str, Place]) -> list[RemovableHandle]:

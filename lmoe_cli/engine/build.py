@@ -84,13 +84,14 @@ def start(
     quantize: str | None = None,
     compiles: bool = False,
     trust_remote_code: bool = False,
+    answers: bool = True,
     progress: Progress | None = None,
 ) -> Engine:
-    """Load a loadout that has been checked. See `load` for arguments and errors."""
+    """Load a loadout that has been checked. See `load` for arguments and errors, and `choose_dtype` for ``answers``."""
     place = choose_device(device)
     loadout.fetch(progress)
     is_quantized = bool(quantize or loadout.base.quantization)
-    answers = not (is_quantized or loadout.base.is_mixture)  # packed and grouped products are not widened
+    answers = answers and not (is_quantized or loadout.base.is_mixture)  # packed and grouped products are not widened
     kind = choose_dtype(dtype, loadout.base.runs_in, loadout.base.size, place, answers=answers)
     model = load_model(loadout.base, dtype=kind, device=place, quantize=quantize, trust_remote_code=trust_remote_code)
     if compiles:

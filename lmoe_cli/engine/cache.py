@@ -8,13 +8,15 @@ token; with several at once some classes of transformers lose the state, so thes
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lmoe_cli.engine.some_logits import keeps_some
+from lmoe_cli.engine.widened import LEAST
 
 
 class KeyValues:
@@ -24,10 +26,18 @@ class KeyValues:
         model: The base with its bank.
         keep: Go on with keys and values that were computed under another blend. By default they are computed again,
             so that the logits are those of a fresh start.
+        around: Makes the block in which prompts are computed.
     """
 
-    def __init__(self, model: nn.Module, *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        keep: bool = False,
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self.keep = keep
+        self._around = around
         self.reused = 0
         """Of the last list of tokens, how many were not computed again."""
         self._model = model
@@ -70,7 +80,8 @@ class KeyValues:
         start = self.reused = len(self._tokens)
         ids = torch.tensor([tokens[start:]], device=self._device)
         try:
-            output = self._compute(ids, start)
+            with self._around() if ids.shape[1] >= LEAST else nullcontext():
+                output = self._compute(ids, start)
             self._cache = getattr(output, "past_key_values", None)
             self._keeps = self._cache is not None
             self._tokens = list(tokens) if self._keeps else []

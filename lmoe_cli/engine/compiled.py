@@ -110,11 +110,11 @@ class CompiledKeyValues(KeyValues):
     Args:
         model: The base with its bank.
         step: From `compiled_step`.
-        keep: As there.
+        **words: As there.
     """
 
-    def __init__(self, model: nn.Module, step: Step, *, keep: bool = False) -> None:
-        super().__init__(model, keep=keep)
+    def __init__(self, model: nn.Module, step: Step, **words: Any) -> None:
+        super().__init__(model, **words)
         self._step = step
         self._room = ROOM
         self._takes_places = "position_ids" in inspect.signature(model.forward).parameters
@@ -153,3 +153,14 @@ class CompiledKeyValues(KeyValues):
             if layer.is_initialized:
                 layer.cumulative_length.fill_(length)  # what follows is masked, and written over
         self._tokens = self._tokens[:length]
+
+
+def key_values(model: nn.Module, step: Step | None, **words: Any) -> KeyValues:
+    """Empty keys and values of a conversation, computed by a compiled step where there is one.
+
+    Args:
+        model: The base with its bank.
+        step: From `compiled_step`.
+        **words: Of `KeyValues`.
+    """
+    return CompiledKeyValues(model, step, **words) if step else KeyValues(model, **words)

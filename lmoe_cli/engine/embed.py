@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe_cli.bank.blocks import block_names
-from lmoe_cli.engine.widened import for_prompts
+from lmoe_cli.engine.widened import for_model
 from lmoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def embedded(engine: Engine, text: str) -> Tensor:
     block = middle_block(engine.model, getattr(engine.router.settings, "layer", None))
     tokens = engine.tokenizer(text or " ")["input_ids"][: engine.context] or [engine.tokenizer.eos_token_id or 0]
     gates = engine.bank.gates
-    with engine.still(), for_prompts(engine.model):
+    with engine.still(), for_model(engine.model):
         before = gates.values.clone()
         gates.set(torch.zeros_like(before[:1]))
         try:

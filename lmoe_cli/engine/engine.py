@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lmoe_cli.bank.bank import Bank
 from lmoe_cli.bank.blended import Blended
-from lmoe_cli.engine.attach import Listener, around_forwards, attach, detach
+from lmoe_cli.engine.attach import attach, detach, listen
 from lmoe_cli.engine.cache import KeyValues
-from lmoe_cli.engine.compiled import CompiledKeyValues, compiled_step
+from lmoe_cli.engine.compiled import compiled_step, key_values
 from lmoe_cli.engine.embed import embedded
 from lmoe_cli.engine.fold import Folded, fold
 from lmoe_cli.engine.generate import Generation
 from lmoe_cli.engine.prompt import Message
 from lmoe_cli.engine.sampling import Sampling
 from lmoe_cli.engine.some_logits import logits_at
+from lmoe_cli.engine.widened import for_prompts
 from lmoe_cli.engine.wording import Wording
 from lmoe_cli.errors import UsageError
 from lmoe_cli.loadout.loadout import Loadout
@@ -59,9 +61,9 @@ class Engine(Wording):
         self.router = router
         self.sampling = Sampling.of(loadout.recipe.chat)
         self._folded: Folded | None = None
-        self._attached = False
+        self.is_attached = False
         self._worn: Mapping[str, Blended] = {}
-        self._listening: list[Listener] = []
+        self._listening: list[RemovableHandle] = []
         self._computing = threading.Lock()
         self._turned = True
         self.attach()
@@ -109,7 +111,7 @@ class Engine(Wording):
 
     def _require_rows(self, batch: int) -> None:
         rows = self.bank.gates.rows
-        if self._attached and rows not in (1, batch):
+        if self.is_attached and rows not in (1, batch):
             raise ValueError(f"a batch of {batch} rows cannot carry {rows} rows of gates")
 
     def _settle(self) -> None:
@@ -133,7 +135,7 @@ class Engine(Wording):
             routed: What a router that reads prompts gave for this one; it may have read another one since.
         """
         router = self.router
-        if routed is not None and self._attached and isinstance(router, PromptRouter) and router.routed is not routed:
+        if routed is not None and self.is_attached and isinstance(router, PromptRouter) and router.routed is not routed:
             router.routed, self._turned = routed, True
         if self._folded and not self._folded.is_whole:  # an unfolding that failed half-way: nothing is right before
             self.unfold()
@@ -147,18 +149,18 @@ class Engine(Wording):
     @property
     def blend(self) -> Hashable:
         """Identity of the function computed now: every cache is keyed by it."""
-        return (self.loadout.digest, self.bank.gates.told, self._attached or self.is_folded)
+        return (self.loadout.digest, self.bank.gates.told, self.is_attached or self.is_folded)
 
     # -- the base
 
     def attach(self) -> None:
         """Put the experts onto the base."""
-        self._attached = True
+        self.is_attached = True
         self._wear(self.bank.bare if self._folded else self.bank.live)
 
     def detach(self) -> nn.Module:
         """Take the experts off and return the base, bit for bit as it was loaded."""
-        self._attached = False
+        self.is_attached = False
         self.unfold()
         self._wear({})
         return self.model
@@ -170,9 +172,7 @@ class Engine(Wording):
         detach(self.model, self._worn)
         attach(self.model, modules)
         self._worn = modules
-        self._listening = []
-        if self._attached:
-            self._listening = around_forwards(self.model, self.bank, is_folded=self.is_folded)
+        self._listening = listen(self.model, self.bank.places) if modules is not self.bank.bare and modules else []
 
     def fold(self) -> None:
         """Fold the weights in force into the base in memory: from then on the blend costs nothing.
@@ -197,7 +197,7 @@ class Engine(Wording):
                 self._folded = None
                 self._wear(worn)
             raise
-        if self._attached:
+        if self.is_attached:
             self.attach()
         self._turned = True  # gates that `set_gates` gave are not what was folded
         self._settle()
@@ -208,13 +208,13 @@ class Engine(Wording):
             self._wear({})
             self._folded.unfold()
             self._folded = None
-            if self._attached:
+            if self.is_attached:
                 self.attach()
 
     @contextmanager
     def alone(self) -> Iterator[nn.Module]:
         """The base alone, bit for bit as it was loaded, for the length of a block; then everything is as before."""
-        was_attached, was_folded = self._attached, self.is_folded
+        was_attached, was_folded = self.is_attached, self.is_folded
         try:
             yield self.detach()
         finally:
@@ -262,7 +262,7 @@ class Engine(Wording):
 
     def route(self, prompt: str | Sequence[Message]) -> None:
         """Let a router that decides per prompt do so, as `stream` does."""
-        if isinstance(self.router, PromptRouter) and self._attached:
+        if isinstance(self.router, PromptRouter) and self.is_attached:
             self.router.read(self.messages(prompt))
             self._turned = True
             self._settle()
@@ -298,7 +298,7 @@ class Engine(Wording):
         """
         if keep is None:
             keep = getattr(self.loadout.recipe.router, "on_change", "recompute") == "keep"
-        return CompiledKeyValues(self.model, self._step, keep=keep) if self._step else KeyValues(self.model, keep=keep)
+        return key_values(self.model, self._step, keep=keep, around=partial(for_prompts, self))
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
@@ -311,7 +311,7 @@ class Engine(Wording):
         Raises:
             ValueError: Rows of a batch have been given blends of their own, and these are not as many rows.
         """
-        with self.still():
+        with self.still(), for_prompts(self):
             self._require_rows(tokens.shape[0])
             ids = tokens.to(self.bank.gates.values.device)
             if places is not None:

@@ -21,6 +21,7 @@ from lmoe_cli.engine.cache import last_only
 from lmoe_cli.engine.engine import Engine
 from lmoe_cli.engine.generate import Decoder
 from lmoe_cli.engine.say import shares
+from lmoe_cli.engine.widened import for_prompts
 from lmoe_cli.loadout.routers import Scope
 from lmoe_cli.router.token import TokenRouter
 
@@ -103,7 +104,7 @@ def trace(engine: Engine, tokens: Sequence[int]) -> Trace:
 def _read(engine: Engine, tokens: Sequence[int]) -> None:
     """Let the model read a text; logits of every token are computed only where the head has gates of its own."""
     heads = {*HEADS, "output"} & {name.rpartition(".")[2] for name in engine.bank.places}
-    with engine.still():
+    with engine.still(), for_prompts(engine):
         ids = torch.tensor([list(tokens)], device=engine.bank.gates.values.device)
         engine.model(input_ids=ids, use_cache=False, **({} if heads else last_only(engine.model)))
 

@@ -8,10 +8,9 @@ half as long, and the model half the memory.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lmoe_cli.bank.product import onednn
+
+if TYPE_CHECKING:
+    from lmoe_cli.engine.engine import Engine
 
 LEAST = 8
 """Tokens from which on it is quicker: eight layers of Qwen3-0.6B take four tokens 64 ms as they are and made float32,
@@ -79,41 +81,13 @@ def _wide(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in SMALL else value
 
 
-def for_prompts(model: nn.Module) -> AbstractContextManager[object]:
-    """A block in which a model computes prompts as fast as it can here; of a single token, or few, it is no place."""
+def for_model(model: nn.Module) -> AbstractContextManager[object]:
+    """A block in which a model computes prompts as fast as it can here. Of a single token, or few, it is no place."""
     weight = next(model.parameters())
     return Widened() if is_needed(weight.dtype, weight.device) else nullcontext()
 
 
-class WidePrompts:
-    """Lets a model compute its prompts in such a block from now on, until `remove` is called.
-
-    Args:
-        model: Of transformers.
-        acts: Whether that may be at present: results are rounded otherwise than the model's own.
-    """
-
-    def __init__(self, model: nn.Module, acts: Callable[[], bool]) -> None:
-        self._model = model
-        weight = next(model.parameters())
-        self._is_on = is_needed(weight.dtype, weight.device)
-        if not self._is_on:
-            return
-        own = model.forward
-
-        @functools.wraps(own)
-        def forward(*arguments: Any, **words: Any) -> Any:
-            ids = words.get("input_ids", arguments[0] if arguments else None)
-            is_prompt = isinstance(ids, Tensor) and ids.numel() >= LEAST and not torch.compiler.is_compiling()
-            if not (is_prompt and acts()):
-                return own(*arguments, **words)
-            with Widened():
-                return own(*arguments, **words)
-
-        model.forward = forward
-
-    def remove(self) -> None:
-        """Leave the model as it was."""
-        if self._is_on:
-            del self._model.forward
-            self._is_on = False
+def for_prompts(engine: Engine) -> AbstractContextManager[object]:
+    """The same for an engine, while any expert acts: the base is computed as in transformers, to the last bit."""
+    acts = engine.is_attached and (engine.bank.places or engine.bank.gates.active)
+    return for_model(engine.model) if acts else nullcontext()

@@ -152,14 +152,15 @@ def open_stage(
     """
     for variant in variants:
         variant.loadout.fetch(progress)
-    loadout, base = variants[0].loadout, variants[0].loadout.base
-    kind = choose_dtype(dtype, base.runs_in, base.size, choose_device(device))
+    loadout = variants[0].loadout
     engine = start(
         loadout,
         device=device,
-        dtype=str(kind).removeprefix("torch."),
+        dtype=dtype,
         quantize=quantize,
         trust_remote_code=trust_remote_code,
+        answers=False,
         progress=progress,
     )
-    return Stage(engine, kind)
+    base = loadout.base
+    return Stage(engine, choose_dtype(dtype, base.runs_in, base.size, choose_device(device)))

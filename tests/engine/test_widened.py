@@ -5,18 +5,22 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from laws.cases import MIXED, case
+from laws.cases import MIXED, Case, case
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
+from train.made import base as base_with_tokenizer
 from transformers import AutoModelForCausalLM
 
 from lmoe_cli.engine import build, widened
 from lmoe_cli.engine.build import start
 from lmoe_cli.engine.device import choose_dtype
+from lmoe_cli.loadout.loadout import resolve
+from lmoe_cli.loadout.recipe import Recipe
 
 PROMPT, FEW = tiny.tokens(1, 12), tiny.tokens(1, 7)
 CPU = torch.device("cpu")
-PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.addmm_.default}
+ATEN = torch.ops.aten
+PRODUCTS = {ATEN.mm.default, ATEN.addmm.default, ATEN.addmm_.default, ATEN.linear.default, ATEN.matmul.default}
 
 
 class Products(TorchDispatchMode):
@@ -28,7 +32,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), words=None):
         if function in PRODUCTS:
-            self.dtypes.add(arguments[-1].dtype)
+            self.dtypes.add(arguments[0].dtype)
         return function(*arguments, **(words or {}))
 
 
@@ -42,7 +46,7 @@ def engine_of(arch="llama", variant="lora", weights=MIXED, dtype="bfloat16"):
 
 
 def multiplied_in(compute):
-    with torch.no_grad(), Products() as products:  # in inference mode some products are not seen as such
+    with Products() as products:
         compute()
     return products.dtypes
 
@@ -52,8 +56,8 @@ def multiplied_in(compute):
 )
 def test_a_prompt_is_multiplied_in_float32_and_few_tokens_as_they_are(arch, variant):
     engine = engine_of(arch, variant)
-    assert multiplied_in(lambda: engine.model(input_ids=PROMPT)) == {torch.float32}
-    assert multiplied_in(lambda: engine.model(input_ids=FEW)) == {torch.bfloat16}
+    assert multiplied_in(lambda: engine.logits(PROMPT)) == {torch.float32}
+    assert multiplied_in(lambda: engine.logits(FEW)) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("variant", ["lora", "dora", "saved"])
@@ -66,27 +70,52 @@ def test_it_is_as_near_to_float32_as_what_is_multiplied_in_16_bits(variant, monk
     assert (found - exact).norm() < 1.2 * (plain - exact).norm()
 
 
-def test_the_base_is_computed_as_in_transformers_to_the_last_bit():
-    engine = engine_of(weights={"one": 0.0, "two": 0.0})
-    theirs = AutoModelForCausalLM.from_pretrained(case("llama", "lora").base, dtype=torch.bfloat16)
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Sums of so many products that another order of them is seen in 16 bits."""
+    folder = tmp_path_factory.mktemp("wide")
+    base = tiny.save_base("llama", folder / "base", hidden_size=256, intermediate_size=512)
+    one, two = (tiny.save_adapter(base, "lora", folder / name, seed=seed) for seed, name in enumerate(MIXED))
+    return Case(base, one, two)
+
+
+def test_the_base_is_computed_as_in_transformers_to_the_last_bit(wide):
+    engine = start(wide.loadout({"one": 0.0, "two": 0.0}), device="cpu", dtype="bfloat16")
+    theirs = AutoModelForCausalLM.from_pretrained(wide.base, dtype=torch.bfloat16)
     with torch.inference_mode():
         due = theirs(input_ids=PROMPT).logits
+        with widened.Widened():
+            assert not torch.equal(theirs(input_ids=PROMPT).logits, due)
         assert torch.equal(engine.logits(PROMPT), due)
+        engine.fold()
+        assert torch.equal(engine.logits(PROMPT), due)
+        engine.unfold()
         engine.set_weights(MIXED)
         assert not torch.equal(engine.logits(PROMPT), due)
         assert torch.equal(engine.detach()(input_ids=PROMPT).logits, due)
-    assert "forward" not in vars(engine.model)
     engine.attach()
-    assert multiplied_in(lambda: engine.model(input_ids=PROMPT)) == {torch.float32}
+    assert multiplied_in(lambda: engine.logits(PROMPT)) == {torch.float32}
+
+
+def test_a_conversation_computes_its_prompt_in_float32_and_its_steps_as_they_are():
+    values, tokens = engine_of().key_values(), PROMPT[0].tolist()
+    assert multiplied_in(lambda: values.logits(tokens, "blend")) == {torch.float32, torch.bfloat16}  # the head's one
+    assert multiplied_in(lambda: values.logits([*tokens, 5], "blend")) == {torch.bfloat16}
+
+
+def test_a_text_is_embedded_in_float32():
+    recipe = Recipe.model_validate({"base": str(base_with_tokenizer()), "experts": {}})
+    engine = start(resolve(recipe, "a test"), device="cpu", dtype="bfloat16")
+    assert multiplied_in(lambda: engine.embed("add 3 and 4, then say what it is")) == {torch.float32}
 
 
 def test_prompts_of_a_folded_blend_are_multiplied_in_float32():
     engine = engine_of()
     engine.fold()
-    assert multiplied_in(lambda: engine.model(input_ids=PROMPT)) == {torch.float32}
+    assert multiplied_in(lambda: engine.logits(PROMPT)) == {torch.float32}
     engine.unfold()
     engine.set_weights(one=0.0, two=0.0)
-    assert multiplied_in(lambda: engine.model(input_ids=PROMPT)) == {torch.bfloat16}
+    assert multiplied_in(lambda: engine.logits(PROMPT)) == {torch.bfloat16}
 
 
 def test_a_prompt_that_is_interrupted_leaves_nothing_behind():
@@ -100,12 +129,12 @@ def test_a_prompt_that_is_interrupted_leaves_nothing_behind():
         engine.logits(PROMPT)
     hook.remove()
     assert not _get_current_function_mode_stack()
-    assert multiplied_in(lambda: engine.model(input_ids=FEW)) == {torch.bfloat16}
+    assert multiplied_in(lambda: engine.logits(FEW)) == {torch.bfloat16}
 
 
 def test_with_instructions_everything_stays_as_it_is(monkeypatch):
     monkeypatch.setattr(widened, "has_instructions", lambda: True)
-    assert multiplied_in(lambda: engine_of().model(input_ids=PROMPT)) == {torch.bfloat16}
+    assert multiplied_in(lambda: engine_of().logits(PROMPT)) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("knows", [True, False])
