@@ -103,9 +103,12 @@ def test_a_conversation_computes_its_prompt_in_float32_and_its_steps_as_they_are
     assert multiplied_in(lambda: values.logits([*tokens, 5], "blend")) == {torch.bfloat16}
 
 
-def test_a_text_is_embedded_in_float32():
+def test_prompts_of_a_base_without_experts_and_texts_that_are_embedded_are_multiplied_in_float32():
     recipe = Recipe.model_validate({"base": str(base_with_tokenizer()), "experts": {}})
     engine = start(resolve(recipe, "a test"), device="cpu", dtype="bfloat16")
+    assert multiplied_in(lambda: engine.logits(PROMPT)) == {torch.float32}
+    engine.detach()
+    assert multiplied_in(lambda: engine.logits(PROMPT)) == {torch.bfloat16}
     assert multiplied_in(lambda: engine.embed("add 3 and 4, then say what it is")) == {torch.float32}
 
 
