@@ -88,8 +88,10 @@ def for_model(model: nn.Module) -> AbstractContextManager[object]:
 
 
 def for_prompts(engine: Engine) -> AbstractContextManager[object]:
-    """The same for an engine, while any expert acts or there is none: what experts at rest, or taken off, leave of the
-    base is computed as in transformers, to the last bit."""
+    """The same for an engine, while any of its experts acts, or where it has none.
+
+    What experts at rest, or taken off, leave of the base is computed as in transformers, to the last bit.
+    """
     bank = engine.bank
     may_round = engine.is_attached and (bank.places or bank.gates.active or not bank.names)
     return for_model(engine.model) if may_round else nullcontext()
