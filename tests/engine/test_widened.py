@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from laws.cases import MIXED, Case, case
+from laws.cases import CASES, EACH, MIXED, Case, case
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 from train.made import base as base_with_tokenizer
@@ -60,12 +60,12 @@ def test_a_prompt_is_multiplied_in_float32_and_few_tokens_as_they_are(arch, vari
     assert multiplied_in(lambda: engine.logits(FEW)) == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora", "saved"])
-def test_it_is_as_near_to_float32_as_what_is_multiplied_in_16_bits(variant, monkeypatch):
-    exact = engine_of(variant=variant, dtype="float32").logits(PROMPT)
-    found = engine_of(variant=variant).logits(PROMPT)
+@pytest.mark.parametrize(("arch", "variant"), [one for one in CASES if one.values in EACH])
+def test_it_is_as_near_to_float32_as_what_is_multiplied_in_16_bits(arch, variant, monkeypatch):
+    exact = engine_of(arch, variant, dtype="float32").logits(PROMPT)
+    found = engine_of(arch, variant).logits(PROMPT)
     monkeypatch.setattr(widened, "has_instructions", lambda: True)
-    plain = engine_of(variant=variant).logits(PROMPT)
+    plain = engine_of(arch, variant).logits(PROMPT)
     assert found.dtype == plain.dtype == torch.bfloat16
     assert (found - exact).norm() < 1.2 * (plain - exact).norm()
 
