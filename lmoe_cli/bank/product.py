@@ -38,7 +38,7 @@ BETTER = 1.15
 """How much faster another kernel must have been."""
 
 
-def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The product by oneDNN, in float32."""
     if torch.is_grad_enabled() or weight.numel() < ENOUGH:  # it has no gradient
         return F.linear(x, weight, bias)
